@@ -1,0 +1,100 @@
+"""The conversation as a projection of the event log.
+
+Messages are never stored beside the log: they are computed from it, and the computation is total. A call whose result is
+missing (the run was cut there) gets an ``error: interrupted`` result, so that what follows is always a valid conversation.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from k2core.events import (
+    AnswerGiven,
+    MessageAdded,
+    ResultsHidden,
+    RunStarted,
+    Stored,
+    ToolIntent,
+    ToolReturned,
+    TurnEnded,
+)
+from k2core.interfaces import Observation, Trajectory
+from k2core.messages import Message, ToolCall
+
+HIDDEN = "(hidden)"
+INTERRUPTED = "error: interrupted before a result came back"
+
+
+def messages(events: Iterable[Stored]) -> list[Message]:
+    """The conversation that the next turn continues."""
+    events = list(events)
+    hidden = {one for stored in events if isinstance(stored.event, ResultsHidden) for one in stored.event.call_ids}
+    out: list[Message] = []
+    open_calls: dict[str, ToolCall] = {}
+
+    def close() -> None:
+        for call in open_calls.values():
+            out.append(tool_message(call.id, call.name, INTERRUPTED))
+        open_calls.clear()
+
+    for stored in events:
+        event = stored.event
+        if isinstance(event, MessageAdded):
+            close()
+            out.append(event.message())
+        elif isinstance(event, TurnEnded):
+            close()
+            out.append(event.message())
+            open_calls.update((call.id, call) for call in event.calls)
+        elif isinstance(event, ToolReturned):
+            open_calls.pop(event.call_id, None)
+            text = HIDDEN if event.call_id in hidden else event.text
+            out.append(tool_message(event.call_id, event.name, text))
+    close()
+    return out
+
+
+def tool_message(call_id: str, name: str, text: str) -> Message:
+    """The message that carries a tool's result."""
+    return Message(role="tool", content=text, tool_call_id=call_id, name=name)
+
+
+def trajectory(events: Sequence[Stored]) -> Trajectory:
+    """What an answer may rest on: the user's words and every tool result so far."""
+    questions: list[str] = []
+    question_event = 0
+    arguments: dict[str, str] = {}
+    observations: list[Observation] = []
+    for stored in events:
+        event = stored.event
+        if isinstance(event, MessageAdded) and event.role == "user":
+            questions.append(event.content)
+            question_event = stored.sequence
+        elif isinstance(event, ToolIntent):
+            arguments[event.call_id] = event.arguments
+        elif isinstance(event, ToolReturned):
+            observations.append(
+                Observation(
+                    event=stored.sequence,
+                    index=event.index,
+                    tool=event.name,
+                    arguments=arguments.get(event.call_id, "{}"),
+                    text=event.text,
+                    ok=event.ok,
+                )
+            )
+    return Trajectory(question="\n".join(questions), question_event=question_event, observations=tuple(observations))
+
+
+def calls_made(events: Iterable[Stored]) -> int:
+    """Calls of the whole conversation: the IDX of the next one."""
+    return sum(len(stored.event.calls) for stored in events if isinstance(stored.event, TurnEnded))
+
+
+def question_of(events: Iterable[Stored]) -> str:
+    """The run's first question."""
+    return next((stored.event.question for stored in events if isinstance(stored.event, RunStarted)), "")
+
+
+def last_answer(events: Iterable[Stored]) -> AnswerGiven | None:
+    """The newest answer, or None."""
+    answers = [stored.event for stored in events if isinstance(stored.event, AnswerGiven)]
+    return answers[-1] if answers else None
