@@ -1,0 +1,185 @@
+"""Put a session together from what plugins registered: a model on a backend, tools, verifiers, a journal.
+
+This is the Python API's front door::
+
+    from k2core.agent.session import Session
+
+    with Session.open() as session:
+        print(session.agent.run("What is 23 times 47?").answer.text)
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from attrs import define, frozen
+
+from k2core.agent.budget import Limits
+from k2core.agent.journal import Journal
+from k2core.agent.loop import Agent
+from k2core.control import control_tools
+from k2core.errors import InputError, UnknownName, Unavailable
+from k2core.interfaces import ChatModel, GenerateOptions, ModelProfile, NotAvailable, Numerics, ToolContext
+from k2core.plugins import Plugins
+from k2core.tools import RESULT_LIMIT, Registry
+
+Progress = Callable[[str, int, int], None]
+DEFAULT_MODEL = "nano"
+DEFAULT_BACKEND = "numba"
+PATH_CONTEXT = 4096  # tokens an agent may fill with a checkpoint given by its folder
+RESULT_SHARE = 2  # characters of one result per token of context: at most about half of the context
+
+
+@frozen(kw_only=True)
+class Choice:
+    """What a session is made of.
+
+    Attributes:
+        model: a registered model's name, or the path of a checkpoint folder.
+        backend: a registered backend's name; unused by models that bring their own (remote, scripted).
+        device: as the backend's probe names it.
+        numerics: rounding in force.
+        tools: exactly these tools (control tools are always there), or None for all whose needs are met.
+        documents: folder for the tools that search and read.
+        store: the journal's file, or None for the user's own.
+        limits: budgets of one question.
+        temperature: None takes the model's recommendation.
+        top_p: nucleus; 1 is off.
+        min_p: 0 is off.
+        max_tokens: of one turn.
+        seed: of the sampler.
+    """
+
+    model: str = DEFAULT_MODEL
+    backend: str = DEFAULT_BACKEND
+    device: str = "cpu"
+    numerics: Numerics = "exact"
+    tools: tuple[str, ...] | None = None
+    documents: Path | None = None
+    store: Path | None = None
+    limits: Limits = Limits()
+    temperature: float | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int = 1024
+    seed: int = 0
+
+
+@define(kw_only=True)
+class Session:
+    """An agent with everything it holds; close it to give the model's memory back."""
+
+    agent: Agent
+    plugins: Plugins
+
+    @classmethod
+    def open(
+        cls,
+        choice: Choice | None = None,
+        *,
+        plugins: Plugins | None = None,
+        model: ChatModel | None = None,
+        progress: Progress | None = None,
+    ) -> "Session":
+        """Load what *choice* names.
+
+        Args:
+            choice: see `Choice`.
+            plugins: discovered before; None discovers the installed ones.
+            model: used instead of the one that *choice* names.
+            progress: called with (what, done, total) while something slow happens.
+
+        Raises:
+            UnknownName: no such model, backend or tool; names the nearest.
+            Unavailable: the backend cannot work here.
+            CheckpointError: the checkpoint is malformed.
+            InputError: the documents folder is missing.
+        """
+        choice = choice or Choice()
+        plugins = plugins or Plugins.discover()
+        tools = session_tools(plugins, choice)
+        chat = model or open_model(plugins, choice, progress=progress)
+        options = GenerateOptions(
+            max_tokens=choice.max_tokens,
+            temperature=chat.profile.temperature if choice.temperature is None else choice.temperature,
+            top_p=choice.top_p,
+            min_p=choice.min_p,
+            seed=choice.seed,
+        )
+        agent = Agent(
+            model=chat,
+            tools=Registry.of(tools, result_limit=min(RESULT_LIMIT, RESULT_SHARE * chat.profile.context)),
+            verifiers=plugins.verifiers(),
+            journal=Journal.open(choice.store),
+            limits=choice.limits,
+            options=options,
+        )
+        return cls(agent=agent, plugins=plugins)
+
+    def close(self) -> None:
+        """Give the model and the journal back."""
+        self.agent.model.close()
+        self.agent.journal.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def session_tools(plugins: Plugins, choice: Choice) -> list[Any]:
+    """Control tools and the tools that *choice* names."""
+    control = control_tools()
+    fixed = {one.name for one in control}
+    wanted: Iterable[str] | None = None if choice.tools is None else [name for name in choice.tools if name not in fixed]
+    if choice.documents is not None and not choice.documents.is_dir():
+        what = "is not a folder" if choice.documents.exists() else "does not exist"
+        raise InputError(f"cannot use '{choice.documents}' as the documents folder: it {what}")
+    return control + plugins.tools(ToolContext(documents=choice.documents), wanted)
+
+
+def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = None) -> ChatModel:
+    """The chat model that *choice* names: a registered one, or the engine over a checkpoint folder."""
+    folder = Path(choice.model)
+    if choice.model in plugins.names("model"):
+        entry = plugins.get("model", choice.model)
+        if entry.target is not None:
+            chat: ChatModel = entry.load()()
+            return chat
+        options = dict(entry.options)
+    elif folder.is_dir():
+        options = {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi", "profile": None}
+    elif "/" in choice.model or folder.exists():
+        what = "is not a folder" if folder.exists() else "does not exist"
+        raise InputError(f"cannot open model '{choice.model}': it {what}. Give a checkpoint folder or one of {', '.join(plugins.names('model'))}.")
+    else:
+        raise UnknownName("model", choice.model, plugins.names("model"), "A checkpoint folder's path works too.")
+    return _engine(plugins, choice, options, progress)
+
+
+def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress: Progress | None) -> ChatModel:
+    from k2core.engine.engine import EngineModel
+
+    checkpoint = Path(options["checkpoint"])
+    backend_entry = plugins.get("backend", choice.backend)
+    loaded_backend = backend_entry.load()
+    backend = loaded_backend() if isinstance(loaded_backend, type) else loaded_backend
+    probed = backend.probe()
+    if isinstance(probed, NotAvailable):
+        others = [name for name in plugins.names("backend") if name != choice.backend]
+        raise Unavailable(f"backend '{choice.backend}' is not available: {probed.reason}" + (f" Others: {', '.join(others)}." if others else ""))
+    tokenizer = plugins.get("tokenizer", options["tokenizer"]).load()(checkpoint)
+    chat_format = plugins.get("chat format", options["chat_format"]).load()(tokenizer)
+    loaded = backend.load(checkpoint, device=choice.device, numerics=choice.numerics, progress=progress)
+    profile = options["profile"] or ModelProfile(context=min(PATH_CONTEXT, loaded.geometry.max_position_embeddings))
+    return EngineModel(
+        name=choice.model,
+        backend=choice.backend,
+        model=loaded,
+        tokenizer=tokenizer,
+        chat_format=chat_format,
+        profile=profile,
+        checkpoint=checkpoint,
+    )
