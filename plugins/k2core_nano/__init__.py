@@ -1,0 +1,29 @@
+"""The embedded model: a small model of K2's architecture in the real checkpoint format, and the recipe that trained it.
+
+``weights/`` is the checkpoint (INT4 group-32 experts), ``train/`` the recipe (extra ``train``), ``evaluation`` what
+``k2 eval nano`` runs. What the model sees and writes is frozen in k2core_specs/formats/nano_episode.toml.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from k2core import hookimpl
+from k2core.interfaces import ModelProfile
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+@hookimpl
+def register_models(register: Any) -> None:
+    """Register ``nano``."""
+    register(
+        "nano",
+        checkpoint=WEIGHTS,
+        profile=ModelProfile(
+            context=2048,
+            system="You are k2core nano. Think, call tools, check what comes back, answer with evidence.",
+            temperature=0.0,
+            tools=("answer", "calculator", "facts"),
+            description="embedded K2-architecture model: arithmetic and look-ups, with checks",
+        ),
+    )

@@ -1,0 +1,159 @@
+"""Plugins: found one by one, kept apart when they fail, refused when they repeat a name."""
+
+import sys
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from k2core import hookimpl, tool
+from k2core.errors import PluginError, UnknownName
+from k2core.interfaces import Tool, ToolContext
+from k2core.plugins import GROUP, Plugins
+
+
+@tool(effect="pure")
+def shout(text: str) -> str:
+    """Return the text in capitals."""
+    return text.upper()
+
+
+class Shouting:
+    """A well-behaved plugin with one tool."""
+
+    @hookimpl
+    def register_tools(self, register: Any) -> None:
+        """Register it."""
+        register(shout)
+
+
+class Misspelt:
+    """A plugin whose hook does not exist."""
+
+    @hookimpl
+    def register_tool(self, register: Any) -> None:
+        """Never called."""
+
+
+class Nonsense:
+    """A plugin that registers something that is no tool."""
+
+    @hookimpl
+    def register_tools(self, register: Any) -> None:
+        """Register a number."""
+        register(42)
+
+
+class Raising:
+    """A plugin whose hook raises after it has registered something."""
+
+    @hookimpl
+    def register_tools(self, register: Any) -> None:
+        """Register, then fail."""
+        register(shout)
+        raise RuntimeError("no luck")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "reason"),
+    [
+        (Misspelt(), "Did you mean 'register_tools'?"),
+        (Nonsense(), "Decorate a function with @tool"),
+        (Raising(), "RuntimeError: no luck"),
+    ],
+)
+def test_a_broken_plugin_is_listed_and_the_others_work(plugin: object, reason: str) -> None:
+    """A plugin that misspells a hook, registers nonsense or raises is reported with the reason; its neighbours load."""
+    plugins = Plugins()
+    plugins.add(plugin, name="broken")
+    plugins.add(Shouting(), name="shouting")
+
+    broken, fine = plugins.reports
+    assert broken.status == "failed" and reason in broken.reason
+    assert fine.status == "loaded" and plugins.names("tool") == ("shout",)
+
+
+def test_a_repeated_name_is_refused_with_both_origins() -> None:
+    """The second plugin that registers a name fails, the first keeps it, and the reason names the first."""
+    plugins = Plugins()
+    plugins.add(Shouting(), name="first")
+    report = plugins.add(Shouting(), name="second")
+
+    assert report.status == "failed" and "tool 'shout'" in report.reason and "'first'" in report.reason
+    assert plugins.get("tool", "shout").plugin == "first"
+
+
+def test_a_plugin_that_fails_on_import_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entry points load one by one: an import error, even a SystemExit, is that plugin's alone."""
+    (tmp_path / "good_one.py").write_text(
+        "from k2core import hookimpl, tool\n"
+        "@tool(effect='pure')\ndef hello(name: str) -> str:\n    'Greet.'\n    return name\n"
+        "@hookimpl\ndef register_tools(register):\n    register(hello)\n"
+    )
+    (tmp_path / "bad_import.py").write_text("import a_module_that_does_not_exist\n")
+    (tmp_path / "bad_exit.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [EntryPoint(name=name, value=name, group=GROUP) for name in ("good_one", "bad_import", "bad_exit")]
+
+    plugins = Plugins.discover(points=points, disabled=[])
+
+    status = {report.name: report.status for report in plugins.reports}
+    reasons = {report.name: report.reason for report in plugins.reports}
+    assert status == {"bad_exit": "failed", "bad_import": "failed", "good_one": "loaded"}
+    assert "a_module_that_does_not_exist" in reasons["bad_import"] and "SystemExit" in reasons["bad_exit"]
+    for name in ("good_one", "bad_import", "bad_exit"):
+        sys.modules.pop(name, None)
+
+
+def test_a_disabled_plugin_is_not_even_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disabled plugin's module never runs."""
+    (tmp_path / "never_run.py").write_text("raise RuntimeError('imported')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    plugins = Plugins.discover(points=[EntryPoint(name="never_run", value="never_run", group=GROUP)], disabled=["never_run"])
+
+    assert [report.status for report in plugins.reports] == ["disabled"]
+
+
+def test_an_unknown_name_names_the_nearest() -> None:
+    """Looking a tool up under a wrong name lists the known ones and suggests the nearest."""
+    plugins = Plugins()
+    plugins.add(Shouting(), name="shouting")
+
+    with pytest.raises(UnknownName, match=r"no tool 'shut'\. Known: shout\. Did you mean 'shout'\?"):
+        plugins.get("tool", "shut")
+
+
+def test_a_lazy_path_is_imported_only_when_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Listing imports nothing; loading a path that does not work is one line that names plugin and path."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "lazy_tools.py").write_text(
+        "from k2core import tool\ndef make(context):\n    @tool(effect='read')\n    def where() -> str:\n        'Say where.'\n"
+        "        return str(context.documents)\n    return where\n"
+    )
+
+    def register_tools(register: Any) -> None:
+        register("lazy_tools:make", name="where", needs=("documents",))
+        register("lazy_tools:missing", name="broken")
+
+    plugins = Plugins()
+    plugins.add(SimpleNamespace(register_tools=hookimpl(register_tools)), name="lazy")
+    assert plugins.reports[0].status == "loaded" and "lazy_tools" not in sys.modules
+
+    (where,) = plugins.tools(ToolContext(documents=tmp_path), ["where"])
+    assert isinstance(where, Tool) and where.function() == str(tmp_path)
+    with pytest.raises(PluginError, match=r"needs --docs FOLDER"):
+        plugins.tools(ToolContext(), ["where"])
+    with pytest.raises(PluginError, match=r"cannot load tool 'broken' of plugin 'lazy'"):
+        plugins.tools(ToolContext(), ["broken"])
+    sys.modules.pop("lazy_tools", None)
+
+
+def test_first_party_plugins_all_load() -> None:
+    """Everything that ships with the product loads through the door that strangers use."""
+    plugins = Plugins.discover()
+
+    assert [report.reason for report in plugins.reports if report.status == "failed"] == []
+    assert {"calculator", "facts", "units", "search", "read"} <= set(plugins.names("tool"))
