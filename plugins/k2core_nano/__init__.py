@@ -27,3 +27,11 @@ def register_models(register: Any) -> None:
             description="embedded K2-architecture model: arithmetic and look-ups, with checks",
         ),
     )
+
+
+@hookimpl
+def register_evaluations(register: Any) -> None:
+    """Register ``k2 eval nano``."""
+    register(
+        "k2core_nano.evaluation:evaluate", name="nano", summary="the embedded model on fresh questions, by family and level"
+    )
