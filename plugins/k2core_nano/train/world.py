@@ -1,0 +1,189 @@
+"""The world an episode happens in: facts, an exact calculator, and tools that fail as planned.
+
+``World`` runs a question's tools; the oracle and a model under evaluation meet the same one.
+"""
+
+import difflib
+import json
+import random
+import re
+from collections.abc import Mapping
+from fractions import Fraction
+
+from attrs import define, frozen
+
+TIMEOUT = "error: timed out after 10 s"
+BUSY = "error: busy"
+_TOKEN = re.compile(r"\d+(?:\.\d+)?|[-+*/()]")
+
+
+@frozen(kw_only=True)
+class Fact:
+    """One row of the facts tool; unit and year may be empty."""
+
+    entity: str
+    attribute: str
+    value: str
+    unit: str
+    source: str
+    year: str
+
+    def shown(self) -> str:
+        """The row as the tool prints it: ``VALUE UNIT [SOURCE, YEAR]``."""
+        unit = f" {self.unit}" if self.unit else ""
+        year = f", {self.year}" if self.year else ""
+        return f"{self.value}{unit} [{self.source}{year}]"
+
+
+def plain(value: Fraction) -> str | None:
+    """The value as an integer or a terminating decimal in plain notation; None when its decimals do not end."""
+    if value.denominator == 1:
+        return str(value.numerator)
+    rest, twos, fives = value.denominator, 0, 0
+    while rest % 2 == 0:
+        rest, twos = rest // 2, twos + 1
+    while rest % 5 == 0:
+        rest, fives = rest // 5, fives + 1
+    if rest != 1:
+        return None
+    places = max(twos, fives)
+    digits = str(abs(value.numerator) * 10**places // value.denominator).rjust(places + 1, "0")
+    return ("-" if value < 0 else "") + digits[:-places] + "." + digits[-places:]
+
+
+def shown(value: Fraction) -> str:
+    """The value as the calculator prints it: integer, decimal, or ``p/q (about …)`` with 12 significant digits."""
+    text = plain(value)
+    if text is not None:
+        return text
+    return f"{value.numerator}/{value.denominator} (about {float(value):.12g})"
+
+
+def evaluate(expression: str) -> Fraction:
+    """The exact value of an expression of numbers, ``+ - * /``, unary minus and parentheses.
+
+    Raises:
+        ValueError: the text is no such expression.
+        ZeroDivisionError: it divides by zero.
+    """
+    tokens = _TOKEN.findall(expression.replace(" ", ""))
+    if "".join(tokens) != expression.replace(" ", ""):
+        raise ValueError(f"cannot evaluate {expression!r}: unknown character")
+    tokens.append("")
+    place = 0
+
+    def atom() -> Fraction:
+        nonlocal place
+        token = tokens[place]
+        place += 1
+        if token == "-":
+            return -atom()
+        if token == "(":
+            inside = total()
+            if tokens[place] != ")":
+                raise ValueError(f"cannot evaluate {expression!r}: parenthesis not closed")
+            place += 1
+            return inside
+        if not token[:1].isdigit():
+            raise ValueError(f"cannot evaluate {expression!r}: number expected")
+        return Fraction(token) if "." in token else Fraction(int(token))
+
+    def product() -> Fraction:
+        nonlocal place
+        value = atom()
+        while tokens[place] in ("*", "/"):
+            place += 1
+            value = value * atom() if tokens[place - 1] == "*" else value / atom()
+        return value
+
+    def total() -> Fraction:
+        nonlocal place
+        value = product()
+        while tokens[place] in ("+", "-"):
+            place += 1
+            value = value + product() if tokens[place - 1] == "+" else value - product()
+        return value
+
+    value = total()
+    if place != len(tokens) - 1:
+        raise ValueError(f"cannot evaluate {expression!r}: {tokens[place]!r} left over")
+    return value
+
+
+def near_miss(rng: random.Random, value: str) -> str:
+    """A wrong number that looks right: a digit off, neighbours swapped, sign, a digit dropped or doubled, a small difference."""
+    while True:
+        digits = [place for place, letter in enumerate(value) if letter.isdigit()]
+        place = rng.choice(digits)
+        kind = rng.random()
+        if kind < 0.45:
+            wrong = value[:place] + str((int(value[place]) + rng.choice((1, 9, rng.randint(1, 9)))) % 10) + value[place + 1 :]
+        elif kind < 0.65 and place + 1 in digits:
+            wrong = value[:place] + value[place + 1] + value[place] + value[place + 2 :]
+        elif kind < 0.75:
+            wrong = value[1:] if value[0] == "-" else "-" + value
+        elif kind < 0.85 and len(digits) > 1:
+            wrong = value[:place] + value[place + 1 :]
+        elif kind < 0.93:
+            wrong = value[: place + 1] + value[place:]
+        else:
+            wrong = plain(Fraction(value) + rng.choice((-10, 10, -1, 1, 100))) or value
+        if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", wrong) and Fraction(wrong) != Fraction(value) and Fraction(wrong) != 0:
+            return wrong
+
+
+@define
+class World:
+    """The faulty tools of one question. ``faults`` are used up in order, one per call of calculator or facts.
+
+    A fault is "" (none), "timeout", "busy", "wrong" (a near miss), "negative" or "unit"; one that does not apply to the call is skipped.
+    """
+
+    facts: Mapping[tuple[str, str], Fact]
+    faults: list[str]
+    rng: random.Random
+
+    def call(self, tool: str, arguments: Mapping[str, object]) -> str:
+        """The text the model reads after this call."""
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "timeout":
+            return TIMEOUT
+        if fault == "busy":
+            return BUSY
+        if tool == "calculator":
+            return self._calculate(str(arguments["expression"]), fault)
+        if tool == "facts":
+            return self._look_up(str(arguments["entity"]), str(arguments["attribute"]), fault)
+        return f"error: no tool {json.dumps(tool)}"
+
+    def _calculate(self, expression: str, fault: str) -> str:
+        try:
+            value = evaluate(expression)
+        except ZeroDivisionError:
+            return "error: division by zero"
+        except ValueError as error:
+            return f"error: {error}"
+        result = shown(value)
+        if fault != "wrong":
+            return result
+        number, _, rest = result.partition(" ")
+        if not rest:
+            return near_miss(self.rng, number)
+        return shown(value + Fraction(self.rng.choice((1, -1, 2)), value.denominator))
+
+    def _look_up(self, entity: str, attribute: str, fault: str) -> str:
+        row = self.facts.get((entity, attribute))
+        if row is None:
+            known = sorted({name for owner, name in self.facts if owner == entity})
+            if known:
+                return f"error: no attribute '{attribute}' of {entity}. Known: {', '.join(known)}"
+            names = sorted({owner for owner, _ in self.facts})
+            near = difflib.get_close_matches(entity, names, n=2, cutoff=0.0)
+            return f"error: no entity '{entity}'. Nearest: {', '.join(near)}"
+        text = row.shown()
+        if fault == "negative" and row.unit:
+            return "-" + text
+        if fault == "unit" and row.unit:
+            other = self.rng.choice([unit for unit in ("m", "km", "kg", "km2", "people", "K", "dollars", "g/cm3") if unit != row.unit])
+            return text.replace(f" {row.unit} ", f" {other} ", 1)
+        return text
