@@ -1,0 +1,66 @@
+"""Checkpoint matrices into the layouts that the kernels read. Nothing is rounded and nothing grows but padding."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE = 16  # rows of a tile, the lanes of a vector
+SIGN_BITS = np.uint32(0x88888888)  # the top bit of each of eight 4-bit fields
+
+
+def round_up(size: int, multiple: int = TILE) -> int:
+    """The least multiple of *multiple* that is not below *size*."""
+    return -(-size // multiple) * multiple
+
+
+def _padded(matrix: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
+    if matrix.shape == (rows, columns):
+        return matrix
+    padded = np.zeros((rows, columns), matrix.dtype)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded
+
+
+def tile_plain(matrix: NDArray[np.uint16]) -> NDArray[np.uint32]:
+    """A bfloat16 matrix for `k2core_kernels.numba.linear`.
+
+    Args:
+        matrix: (rows, columns) uint16, the bits of bfloat16.
+
+    Returns:
+        (tiles * pairs * 16,) uint32: per tile of 16 rows and per pair of columns 16 words, the even column in the low half.
+    """
+    rows, columns = round_up(matrix.shape[0]), round_up(matrix.shape[1], 2)
+    bits = np.ascontiguousarray(_padded(matrix, rows, columns)).astype("<u2", copy=False)
+    words = bits.view("<u4").reshape(rows // TILE, TILE, columns // 2)
+    return np.ascontiguousarray(words.transpose(0, 2, 1)).reshape(-1).astype(np.uint32, copy=False)
+
+
+def tile_int4(packed: NDArray[np.int32]) -> NDArray[np.uint32]:
+    """Packed codes for `k2core_kernels.numba.linear_int4`.
+
+    Args:
+        packed: (rows, words) int32 of eight codes each, stored as code + 8.
+
+    Returns:
+        (tiles * words * 16,) uint32: per tile of 16 rows and per word 16 words, the codes as signed 4-bit numbers.
+    """
+    signed = np.ascontiguousarray(packed).view(np.uint32) ^ SIGN_BITS
+    rows = round_up(signed.shape[0])
+    tiles = _padded(signed, rows, signed.shape[1]).reshape(rows // TILE, TILE, -1)
+    return np.ascontiguousarray(tiles.transpose(0, 2, 1)).reshape(-1)
+
+
+def tile_scales(scale: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Scales for `k2core_kernels.numba.linear_int4`.
+
+    Args:
+        scale: (rows, groups) uint16, the bits of bfloat16.
+
+    Returns:
+        (tiles * groups * 16,) uint16: per tile of 16 rows and per group 16 scales.
+    """
+    rows = round_up(scale.shape[0])
+    tiles = _padded(scale, rows, scale.shape[1]).reshape(rows // TILE, TILE, -1)
+    return np.ascontiguousarray(tiles.transpose(0, 2, 1)).reshape(-1)

@@ -1,0 +1,129 @@
+"""y = W x for bfloat16 weights: rows are the lanes of a vector, columns are summed in order.
+
+Layout of W (rows, columns): tiles of 16 rows; a tile holds for each pair of columns 16 uint32 words, one per row, the even
+column in the low half. Rows are padded to 16 and columns to 2 with zeros; the size is otherwise that of the plain matrix.
+
+Order of a sum: even columns ascending by fused multiply-add, odd columns likewise, then the two added. It does not depend on
+how many tokens, tiles or threads there are.
+"""
+
+import numba
+import numpy as np
+
+from k2core_kernels.numba.options import kernel, parallel_kernel
+from k2core_kernels.numba.vectors import add, broadcast, fma, high_bfloat16, load_words, low_bfloat16, splat, store
+
+PARALLEL_WORK = 2_000_000  # multiply-adds below which a parallel region costs more than it gives
+PARTS = 16  # pieces of a parallel region; bits do not depend on it
+
+
+@kernel
+def linear_tiles(weight, pairs, first, last, x, x_start, x_stride, tokens, y, y_start, y_stride):
+    """Rows 16 * first up to 16 * last of W x for *tokens* tokens.
+
+    Args:
+        weight: flat uint32 in the layout above.
+        pairs: pairs of columns.
+        first, last: tiles.
+        x: flat float32; token t's values begin at x_start + t * x_stride, 2 * pairs of them are read.
+        y: flat float32; row r of token t is written to y_start + t * y_stride + r.
+    """
+    token = 0
+    if tokens == 1:
+        tile = first
+        while tile + 4 <= last:
+            _one_token_four_tiles(weight, pairs, tile, x, x_start, y, y_start)
+            tile += 4
+        while tile < last:
+            _one_token(weight, pairs, tile, x, x_start, y, y_start)
+            tile += 1
+        return
+    for tile in range(first, last):
+        token = 0
+        while token + 4 <= tokens:
+            _four_tokens(weight, pairs, tile, x, x_start + token * x_stride, x_stride, y, y_start + token * y_stride, y_stride)
+            token += 4
+        while token < tokens:
+            _one_token(weight, pairs, tile, x, x_start + token * x_stride, y, y_start + token * y_stride)
+            token += 1
+
+
+@kernel
+def _one_token(weight, pairs, tile, x, x_start, y, y_start):
+    even, odd = splat(np.float32(0)), splat(np.float32(0))
+    at = tile * pairs * 16
+    for pair in range(pairs):
+        words = load_words(weight, at + pair * 16)
+        even = fma(low_bfloat16(words), broadcast(x, x_start + 2 * pair), even)
+        odd = fma(high_bfloat16(words), broadcast(x, x_start + 2 * pair + 1), odd)
+    store(y, y_start + 16 * tile, add(even, odd))
+
+
+@kernel
+def _one_token_four_tiles(weight, pairs, tile, x, x_start, y, y_start):
+    zero = splat(np.float32(0))
+    even0, even1, even2, even3 = zero, zero, zero, zero
+    odd0, odd1, odd2, odd3 = zero, zero, zero, zero
+    step = pairs * 16
+    at0 = tile * step
+    at1, at2, at3 = at0 + step, at0 + 2 * step, at0 + 3 * step
+    for pair in range(pairs):
+        even_x, odd_x = broadcast(x, x_start + 2 * pair), broadcast(x, x_start + 2 * pair + 1)
+        words0, words1 = load_words(weight, at0 + pair * 16), load_words(weight, at1 + pair * 16)
+        words2, words3 = load_words(weight, at2 + pair * 16), load_words(weight, at3 + pair * 16)
+        even0, odd0 = fma(low_bfloat16(words0), even_x, even0), fma(high_bfloat16(words0), odd_x, odd0)
+        even1, odd1 = fma(low_bfloat16(words1), even_x, even1), fma(high_bfloat16(words1), odd_x, odd1)
+        even2, odd2 = fma(low_bfloat16(words2), even_x, even2), fma(high_bfloat16(words2), odd_x, odd2)
+        even3, odd3 = fma(low_bfloat16(words3), even_x, even3), fma(high_bfloat16(words3), odd_x, odd3)
+    start = y_start + 16 * tile
+    store(y, start, add(even0, odd0))
+    store(y, start + 16, add(even1, odd1))
+    store(y, start + 32, add(even2, odd2))
+    store(y, start + 48, add(even3, odd3))
+
+
+@kernel
+def _four_tokens(weight, pairs, tile, x, x_start, x_stride, y, y_start, y_stride):
+    zero = splat(np.float32(0))
+    even0, even1, even2, even3 = zero, zero, zero, zero
+    odd0, odd1, odd2, odd3 = zero, zero, zero, zero
+    at = tile * pairs * 16
+    x0, x1, x2, x3 = x_start, x_start + x_stride, x_start + 2 * x_stride, x_start + 3 * x_stride
+    for pair in range(pairs):
+        words = load_words(weight, at + pair * 16)
+        low, high = low_bfloat16(words), high_bfloat16(words)
+        column = 2 * pair
+        even0, odd0 = fma(low, broadcast(x, x0 + column), even0), fma(high, broadcast(x, x0 + column + 1), odd0)
+        even1, odd1 = fma(low, broadcast(x, x1 + column), even1), fma(high, broadcast(x, x1 + column + 1), odd1)
+        even2, odd2 = fma(low, broadcast(x, x2 + column), even2), fma(high, broadcast(x, x2 + column + 1), odd2)
+        even3, odd3 = fma(low, broadcast(x, x3 + column), even3), fma(high, broadcast(x, x3 + column + 1), odd3)
+    start = y_start + 16 * tile
+    store(y, start, add(even0, odd0))
+    store(y, start + y_stride, add(even1, odd1))
+    store(y, start + 2 * y_stride, add(even2, odd2))
+    store(y, start + 3 * y_stride, add(even3, odd3))
+
+
+@parallel_kernel
+def _linear_parallel(weight, pairs, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride):
+    for part in numba.prange(PARTS):
+        first, last = tiles * part // PARTS, tiles * (part + 1) // PARTS
+        linear_tiles(weight, pairs, first, last, x, x_start, x_stride, tokens, y, y_start, y_stride)
+
+
+@kernel
+def linear(weight, pairs, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride, threads):
+    """All rows of W x for *tokens* tokens, on several threads where the work is worth it.
+
+    Args:
+        weight: flat uint32 in the layout above.
+        pairs: pairs of columns.
+        tiles: tiles of 16 rows.
+        x: flat float32; token t's values begin at x_start + t * x_stride, 2 * pairs of them are read.
+        y: flat float32; row r of token t is written to y_start + t * y_stride + r, 16 * tiles rows.
+        threads: 1 never enters a parallel region.
+    """
+    if threads > 1 and tiles * pairs * tokens * 32 >= PARALLEL_WORK:
+        _linear_parallel(weight, pairs, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride)
+    else:
+        linear_tiles(weight, pairs, 0, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride)

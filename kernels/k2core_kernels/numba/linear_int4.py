@@ -1,0 +1,175 @@
+"""y = W x for INT4 weights with one bfloat16 scale per group of columns; the weights stay packed.
+
+Layout of W (rows, columns): tiles of 16 rows; a tile holds for each word of eight columns 16 uint32 words, one per row; field i
+is column 8 * word + i as a signed 4-bit number (the checkpoint's offset of 8 undone by flipping the field's top bit). Scales:
+for each tile and group 16 bfloat16, one per row. Rows are padded to 16 with zeros; the size is otherwise the checkpoint's.
+
+Order of a sum: within a group even columns ascending by fused multiply-add, odd columns likewise, the two added; that times the
+scale is fused onto the sum of the groups before. It does not depend on how many tokens, tiles or threads there are.
+"""
+
+import numba
+import numpy as np
+
+from k2core_kernels.numba.linear import PARALLEL_WORK, PARTS
+from k2core_kernels.numba.options import kernel, parallel_kernel
+from k2core_kernels.numba.vectors import (
+    add,
+    broadcast,
+    fma,
+    load_bfloat16,
+    load_words,
+    nibble0,
+    nibble1,
+    nibble2,
+    nibble3,
+    nibble4,
+    nibble5,
+    nibble6,
+    nibble7,
+    splat,
+    store,
+)
+
+
+@kernel
+def _one_token(words, scales, groups, group_words, tile, x, x_start, y, y_start):
+    total = splat(np.float32(0))
+    at, column = tile * groups * group_words * 16, x_start
+    for group in range(groups):
+        even, odd = splat(np.float32(0)), splat(np.float32(0))
+        for _ in range(group_words):
+            packed = load_words(words, at)
+            even = fma(nibble0(packed), broadcast(x, column), even)
+            odd = fma(nibble1(packed), broadcast(x, column + 1), odd)
+            even = fma(nibble2(packed), broadcast(x, column + 2), even)
+            odd = fma(nibble3(packed), broadcast(x, column + 3), odd)
+            even = fma(nibble4(packed), broadcast(x, column + 4), even)
+            odd = fma(nibble5(packed), broadcast(x, column + 5), odd)
+            even = fma(nibble6(packed), broadcast(x, column + 6), even)
+            odd = fma(nibble7(packed), broadcast(x, column + 7), odd)
+            at, column = at + 16, column + 8
+        total = fma(add(even, odd), load_bfloat16(scales, (tile * groups + group) * 16), total)
+    store(y, y_start + 16 * tile, total)
+
+
+@kernel
+def _one_token_two_tiles(words, scales, groups, group_words, tile, x, x_start, y, y_start):
+    total0, total1 = splat(np.float32(0)), splat(np.float32(0))
+    step = groups * group_words * 16
+    at, column = tile * step, x_start
+    for group in range(groups):
+        even0, odd0 = splat(np.float32(0)), splat(np.float32(0))
+        even1, odd1 = even0, odd0
+        for _ in range(group_words):
+            packed0, packed1 = load_words(words, at), load_words(words, at + step)
+            value = broadcast(x, column)
+            even0, even1 = fma(nibble0(packed0), value, even0), fma(nibble0(packed1), value, even1)
+            value = broadcast(x, column + 1)
+            odd0, odd1 = fma(nibble1(packed0), value, odd0), fma(nibble1(packed1), value, odd1)
+            value = broadcast(x, column + 2)
+            even0, even1 = fma(nibble2(packed0), value, even0), fma(nibble2(packed1), value, even1)
+            value = broadcast(x, column + 3)
+            odd0, odd1 = fma(nibble3(packed0), value, odd0), fma(nibble3(packed1), value, odd1)
+            value = broadcast(x, column + 4)
+            even0, even1 = fma(nibble4(packed0), value, even0), fma(nibble4(packed1), value, even1)
+            value = broadcast(x, column + 5)
+            odd0, odd1 = fma(nibble5(packed0), value, odd0), fma(nibble5(packed1), value, odd1)
+            value = broadcast(x, column + 6)
+            even0, even1 = fma(nibble6(packed0), value, even0), fma(nibble6(packed1), value, even1)
+            value = broadcast(x, column + 7)
+            odd0, odd1 = fma(nibble7(packed0), value, odd0), fma(nibble7(packed1), value, odd1)
+            at, column = at + 16, column + 8
+        total0 = fma(add(even0, odd0), load_bfloat16(scales, (tile * groups + group) * 16), total0)
+        total1 = fma(add(even1, odd1), load_bfloat16(scales, ((tile + 1) * groups + group) * 16), total1)
+    store(y, y_start + 16 * tile, total0)
+    store(y, y_start + 16 * tile + 16, total1)
+
+
+@kernel
+def _two_columns(low, high, x, column, stride, even0, odd0, even1, odd1, even2, odd2, even3, odd3):
+    """One even and one odd column of a tile onto the sums of four tokens."""
+    even0, odd0 = fma(low, broadcast(x, column), even0), fma(high, broadcast(x, column + 1), odd0)
+    column += stride
+    even1, odd1 = fma(low, broadcast(x, column), even1), fma(high, broadcast(x, column + 1), odd1)
+    column += stride
+    even2, odd2 = fma(low, broadcast(x, column), even2), fma(high, broadcast(x, column + 1), odd2)
+    column += stride
+    even3, odd3 = fma(low, broadcast(x, column), even3), fma(high, broadcast(x, column + 1), odd3)
+    return even0, odd0, even1, odd1, even2, odd2, even3, odd3
+
+
+@kernel
+def _four_tokens(words, scales, groups, group_words, tile, x, x_start, stride, y, y_start, y_stride):
+    zero = splat(np.float32(0))
+    total0, total1, total2, total3 = zero, zero, zero, zero
+    at, column = tile * groups * group_words * 16, x_start
+    for group in range(groups):
+        sums = (zero, zero, zero, zero, zero, zero, zero, zero)
+        for _ in range(group_words):
+            packed = load_words(words, at)
+            sums = _two_columns(nibble0(packed), nibble1(packed), x, column, stride, *sums)
+            sums = _two_columns(nibble2(packed), nibble3(packed), x, column + 2, stride, *sums)
+            sums = _two_columns(nibble4(packed), nibble5(packed), x, column + 4, stride, *sums)
+            sums = _two_columns(nibble6(packed), nibble7(packed), x, column + 6, stride, *sums)
+            at, column = at + 16, column + 8
+        scale = load_bfloat16(scales, (tile * groups + group) * 16)
+        total0 = fma(add(sums[0], sums[1]), scale, total0)
+        total1 = fma(add(sums[2], sums[3]), scale, total1)
+        total2 = fma(add(sums[4], sums[5]), scale, total2)
+        total3 = fma(add(sums[6], sums[7]), scale, total3)
+    start = y_start + 16 * tile
+    store(y, start, total0)
+    store(y, start + y_stride, total1)
+    store(y, start + 2 * y_stride, total2)
+    store(y, start + 3 * y_stride, total3)
+
+
+@kernel
+def linear_int4_tiles(words, scales, groups, group_words, first, last, x, x_start, x_stride, tokens, y, y_start, y_stride):
+    """Rows 16 * first up to 16 * last of W x; arguments as of `linear_int4`."""
+    if tokens == 1:
+        tile = first
+        while tile + 2 <= last:
+            _one_token_two_tiles(words, scales, groups, group_words, tile, x, x_start, y, y_start)
+            tile += 2
+        if tile < last:
+            _one_token(words, scales, groups, group_words, tile, x, x_start, y, y_start)
+        return
+    for tile in range(first, last):
+        token = 0
+        while token + 4 <= tokens:
+            from_x, to_y = x_start + token * x_stride, y_start + token * y_stride
+            _four_tokens(words, scales, groups, group_words, tile, x, from_x, x_stride, y, to_y, y_stride)
+            token += 4
+        while token < tokens:
+            from_x, to_y = x_start + token * x_stride, y_start + token * y_stride
+            _one_token(words, scales, groups, group_words, tile, x, from_x, y, to_y)
+            token += 1
+
+
+@parallel_kernel
+def _linear_int4_parallel(words, scales, groups, group_words, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride):
+    for part in numba.prange(PARTS):
+        first, last = tiles * part // PARTS, tiles * (part + 1) // PARTS
+        linear_int4_tiles(words, scales, groups, group_words, first, last, x, x_start, x_stride, tokens, y, y_start, y_stride)
+
+
+@kernel
+def linear_int4(words, scales, groups, group_words, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride, threads):
+    """All rows of W x for *tokens* tokens, on several threads where the work is worth it.
+
+    Args:
+        words: flat uint32 in the layout above.
+        scales: flat uint16 (bfloat16) in the layout above.
+        groups: groups of columns that share a scale.
+        group_words: words of eight columns per group.
+        tiles: tiles of 16 rows.
+        x: flat float32; token t's values begin at x_start + t * x_stride.
+        y: flat float32; row r of token t is written to y_start + t * y_stride + r, 16 * tiles rows.
+        threads: 1 never enters a parallel region.
+    """
+    if threads > 1 and tiles * groups * group_words * tokens * 128 >= PARALLEL_WORK:
+        _linear_int4_parallel(words, scales, groups, group_words, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride)
+    else:
+        linear_int4_tiles(words, scales, groups, group_words, 0, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride)

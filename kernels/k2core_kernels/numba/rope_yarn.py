@@ -1,0 +1,24 @@
+"""Rotary positions on interleaved pairs: (a, b) at (2i, 2i + 1) becomes (a cos - b sin, a sin + b cos).
+
+YaRN lives in the table of cosines and sines that the caller makes.
+"""
+
+from k2core_kernels.numba.options import kernel
+
+
+@kernel
+def rope_yarn(x, x_start, cosine, sine, pairs, position, y, y_start):
+    """Rotate one vector of 2 * pairs values.
+
+    Args:
+        x: flat float32; the vector begins at x_start.
+        cosine, sine: flat float32 (positions * pairs).
+        position: row of the two tables.
+        y: flat float32, may be x; the result begins at y_start.
+    """
+    row = position * pairs
+    for pair in range(pairs):
+        a, b = x[x_start + 2 * pair], x[x_start + 2 * pair + 1]
+        c, s = cosine[row + pair], sine[row + pair]
+        y[y_start + 2 * pair] = a * c - b * s
+        y[y_start + 2 * pair + 1] = a * s + b * c
