@@ -1,0 +1,153 @@
+"""From logits to a token id.
+
+The random number of a token is a function of (seed, path, position) alone: Philox4x32-10 (Salmon, Moraes, Dror, Shaw:
+"Parallel random numbers: as easy as 1, 2, 3", SC11) keyed by the seed, counting by position and path. Chunking, batching,
+prefix hits and drafts therefore never change what is sampled.
+
+With logits divided by the temperature, the set to draw from is the nucleus (the fewest most probable tokens whose
+probabilities reach ``top_p``, ties by lowest id) cut by ``min_p`` (tokens at least that probable relative to the best). Both
+look at the same full distribution, so their order does not matter.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+
+from k2core.errors import InputError, K2Error
+from k2core.interfaces import Array, GenerateOptions
+
+_FIRST_LOOK = 128  # candidates sorted first; most nuclei are smaller, and sorting a whole vocabulary is slow
+
+
+def _validate(options: Any, attribute: Any, value: float) -> None:
+    low, high = {"temperature": (0.0, math.inf), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0)}[attribute.name]
+    if not low <= value <= high or math.isinf(value):
+        allowed = "a finite number >= 0" if attribute.name == "temperature" else "between 0 and 1"
+        raise InputError(f"{attribute.name} is {value}, but it must be {allowed}")
+
+
+@frozen(kw_only=True)
+class Sampler:
+    """Draws tokens for one turn.
+
+    Attributes:
+        temperature: 0 is greedy: the largest logit, ties by lowest id.
+        top_p: 1 is off; 0 leaves the best token only.
+        min_p: 0 is off.
+        seed: any integer; taken modulo 2**64.
+        path: which parallel trajectory; taken modulo 2**32.
+    """
+
+    temperature: float = field(default=0.0, validator=_validate)
+    top_p: float = field(default=1.0, validator=_validate)
+    min_p: float = field(default=0.0, validator=_validate)
+    seed: int = 0
+    path: int = 0
+
+    @classmethod
+    def of(cls, options: GenerateOptions) -> "Sampler":
+        """The sampler that *options* ask for.
+
+        Raises:
+            InputError: a value is out of its range.
+        """
+        return cls(
+            temperature=options.temperature,
+            top_p=options.top_p,
+            min_p=options.min_p,
+            seed=options.seed,
+            path=options.path,
+        )
+
+    def sample(self, logits: Array, position: int) -> int:
+        """The token that goes to *position* of the sequence.
+
+        Args:
+            logits: (vocab,) float32, unchanged; -inf forbids a token.
+            position: index of the new token in the sequence, from 0.
+
+        Raises:
+            K2Error: a logit is NaN or +inf, or all are -inf.
+        """
+        best = int(logits.argmax())  # of equals the first; a NaN counts as largest
+        top = float(logits[best])
+        if not math.isfinite(top):
+            raise K2Error(
+                f"cannot choose a token at position {position}: the model's largest logit is {top} (token {best}). "
+                "The weights or the backend's arithmetic are broken; check with another backend."
+            )
+        if self.temperature == 0.0:
+            return best
+        weights = self._weights(logits, top)
+        ids = self._allowed(weights)
+        sums = np.cumsum(weights if ids is None else weights[ids])
+        at = int(np.searchsorted(sums, uniform(self.seed, self.path, position) * sums[-1], side="right"))
+        if at == len(sums):  # the product was rounded up to the sum itself
+            at = int(np.searchsorted(sums, sums[-1], side="left"))
+        return at if ids is None else int(ids[at])
+
+    def allowed(self, logits: Array) -> Array:
+        """Ids that can be drawn, ascending: (allowed,) int64."""
+        if self.temperature == 0.0:
+            return np.array([int(logits.argmax())])
+        weights = self._weights(logits, float(logits.max()))
+        ids = self._allowed(weights)
+        return np.flatnonzero(weights) if ids is None else ids
+
+    def _weights(self, logits: Array, top: float) -> Array:
+        """Probabilities relative to the best token's: (vocab,) float64."""
+        with np.errstate(over="ignore"):  # a tiny temperature sends the others to -inf, as it should
+            scaled = (logits.astype(np.float64) - top) / self.temperature
+        return np.exp(scaled)
+
+    def _allowed(self, weights: Array) -> Array | None:
+        """Ids of the nucleus cut by min_p, ascending, or None for all."""
+        if self.top_p < 1.0:
+            ids = _nucleus(weights, self.top_p * float(weights.sum()))
+            return ids[weights[ids] >= self.min_p]
+        return np.flatnonzero(weights >= self.min_p) if self.min_p > 0.0 else None
+
+
+def _nucleus(weights: Array, mass: float) -> Array:
+    """The fewest ids whose weights, largest first, sum to at least *mass*; at least one; ascending."""
+    look = _FIRST_LOOK
+    while look < len(weights):
+        edge = np.partition(weights, len(weights) - look)[len(weights) - look]
+        ids = np.flatnonzero(weights >= edge)  # all ties of the edge, so that the lowest ids come first among them
+        if float(weights[ids].sum()) >= mass:
+            break
+        look *= 8
+    else:
+        ids = np.arange(len(weights))
+    order = ids[np.argsort(-weights[ids], kind="stable")]
+    sums = np.cumsum(weights[order])
+    count = min(int(np.searchsorted(sums, mass, side="left")) + 1, int(np.count_nonzero(weights[order])))
+    return np.sort(order[: max(1, count)])
+
+
+def uniform(seed: int, path: int, position: int) -> float:
+    """The random number of (seed, path, position): in [0, 1), a multiple of 2**-53."""
+    high, low, _, _ = philox(
+        (position & 0xFFFFFFFF, position >> 32 & 0xFFFFFFFF, path & 0xFFFFFFFF, 0),
+        (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF),
+    )
+    return (high << 21 | low >> 11) * 2.0**-53
+
+
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Philox4x32-10: four 32-bit words from a counter of four and a key of two (constants of the SC11 paper)."""
+    a, b, c, d = counter
+    left, right = key
+    for _ in range(10):
+        first, second = a * 0xD2511F53, c * 0xCD9E8D57
+        a, b, c, d = (
+            second >> 32 ^ b ^ left,
+            second & 0xFFFFFFFF,
+            first >> 32 ^ d ^ right,
+            first & 0xFFFFFFFF,
+        )
+        left = left + 0x9E3779B9 & 0xFFFFFFFF
+        right = right + 0xBB67AE85 & 0xFFFFFFFF
+    return a, b, c, d
