@@ -3,9 +3,22 @@
 What a plugin needs is here: ``from k2core import hookimpl, tool``. `k2core.interfaces` has every seam.
 """
 
-from k2core.hookspecs import hookimpl
-from k2core.tools import tool
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from k2core.hookspecs import hookimpl
+    from k2core.tools import tool
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "hookimpl", "tool"]
+
+_HOMES = {"hookimpl": "k2core.hookspecs", "tool": "k2core.tools"}  # imported on first use: ``k2 --help`` needs neither
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'k2core' has no attribute '{name}'")
+    return getattr(import_module(home), name)

@@ -1,0 +1,65 @@
+"""What every command starts from: settings, logging, plugins; and groups whose default verb is ``list``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from k2core.config import Settings
+    from k2core.plugins import Plugins
+
+
+@define(kw_only=True)
+class App:
+    """One invocation of ``k2``.
+
+    Attributes:
+        log_level: as given by flag.
+        file: settings file as given by flag.
+    """
+
+    log_level: str | None = None
+    file: str | None = None
+    _settings: "Settings | None" = field(default=None, init=False)
+
+    def settings(self, **flags: Any) -> "Settings":
+        """Settings in force with *flags* on top; configures logging."""
+        from k2core.cli.logs import configure
+        from k2core.config import Settings
+
+        file = Path(self.file) if self.file else None
+        settings = Settings.load({"log_level": self.log_level, **flags}, file=file)
+        configure(settings["log_level"])
+        self._settings = settings
+        return settings
+
+    def plugins(self) -> "Plugins":
+        """Every installed plugin that is not disabled."""
+        from k2core.plugins import Plugins
+
+        settings = self._settings or self.settings()
+        return Plugins.discover(disabled=settings["disable"])
+
+
+class Nouns(click.Group):
+    """A noun whose default verb is ``list`` (or `default`)."""
+
+    def __init__(self, *args: Any, default: str = "list", **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default verb where there is none."""
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but an unknown verb is told the nearest."""
+        if args[0] not in self.commands:
+            from k2core.errors import UnknownName
+
+            raise UnknownName("command", f"{ctx.info_name} {args[0]}", [f"{ctx.info_name} {name}" for name in self.commands])
+        return super().resolve_command(ctx, args)

@@ -1,0 +1,28 @@
+"""Logging of the process: structlog on stderr, readable on a terminal, JSON otherwise."""
+
+import logging
+import sys
+
+
+def configure(level: str) -> None:
+    """Show log lines from *level* on; the standard library's loggers of others stay as they are."""
+    import structlog
+
+    least = getattr(logging, level.upper())
+    logging.getLogger("k2core").setLevel(least)
+    shared = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    is_terminal = sys.stderr.isatty()
+    last = [structlog.dev.ConsoleRenderer()] if is_terminal else [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, *last],
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )

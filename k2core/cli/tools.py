@@ -1,0 +1,127 @@
+"""``k2 tools``: what a model may call; call it yourself."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from k2core.cli.app import App, Nouns
+from k2core.cli.output import emit, json_option, print_table, print_text, tools_kept_off_stdout
+from k2core.cli.text import to_json
+
+docs_option = click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read.")
+
+
+@click.group(cls=Nouns)
+def tools() -> None:
+    """List, show and call tools."""
+
+
+@tools.command("list")
+@json_option
+@click.pass_obj
+def list_tools(app: App, as_json: bool) -> None:
+    """Every tool, without loading it."""
+    from k2core.control import control_tools
+    from k2core.interfaces import Tool
+
+    found: list[dict[str, Any]] = [
+        {"name": one.name, "plugin": "k2core", "summary": one.description, "needs": [], "control": True}
+        for one in control_tools()
+    ]
+    for entry in app.plugins().entries("tool"):
+        control = isinstance(entry.target, Tool) and entry.target.control
+        found.append(
+            {
+                "name": entry.name,
+                "plugin": entry.plugin,
+                "summary": entry.summary,
+                "needs": list(entry.needs),
+                "control": control,
+            }
+        )
+    found.sort(key=lambda one: str(one["name"]))
+    if as_json:
+        emit({"tools": found})
+        return
+    rows = [[one["name"], one["plugin"], one["summary"] + _needs(one["needs"])] for one in found]
+    print_table(("name", "plugin", "what it does"), rows, "No tools are registered. See k2 plugins.")
+
+
+@tools.command()
+@click.argument("name")
+@docs_option
+@json_option
+@click.pass_obj
+def show(app: App, name: str, docs: str | None, as_json: bool) -> None:
+    """A tool's declaration as the model sees it, its effect and its deadline."""
+    one, plugin = _tool(app, name, docs)
+    shown = {
+        "name": one.name,
+        "plugin": plugin,
+        "effect": one.effect,
+        "timeout_s": one.timeout_s,
+        "control": one.control,
+        "declaration": one.declaration(),
+    }
+    if as_json:
+        emit(shown)
+        return
+    print_text(f"{one.name} (plugin {plugin}; effect {one.effect}; at most {one.timeout_s:g} s)\n{one.description}")
+    print_text(to_json(one.parameters, indent=2))
+
+
+@tools.command()
+@click.argument("name")
+@click.argument("arguments", metavar="JSON", default="{}")
+@docs_option
+@json_option
+@click.pass_obj
+@click.pass_context
+def call(ctx: click.Context, app: App, name: str, arguments: str, docs: str | None, as_json: bool) -> None:
+    """Call a tool as a model would, e.g. k2 tools call calculator '{"expression": "23*47"}'."""
+    import asyncio
+
+    from k2core.messages import ToolCall
+    from k2core.tools import Registry
+
+    one, _ = _tool(app, name, docs)
+    registry = Registry.of([one])
+    with tools_kept_off_stdout():
+        result = asyncio.run(registry.call(ToolCall(id=f"functions.{name}:0", name=name, arguments=arguments)))
+    if as_json:
+        emit(
+            {
+                "name": name,
+                "ok": result.ok,
+                "result": result.text,
+                "duration_ms": round(result.duration_ms, 3),
+                "full_bytes": result.full_bytes,
+                "truncated": result.truncated,
+            }
+        )
+    else:
+        print_text(result.text)
+    ctx.exit(0 if result.ok else 1)
+
+
+def _tool(app: App, name: str, docs: str | None) -> tuple[Any, str]:
+    """A tool and the plugin that it came from."""
+    from k2core.agent.session import Choice, session_tools
+    from k2core.control import control_tools
+    from k2core.errors import UnknownName
+
+    settings = app.settings(docs=docs)
+    plugins, control = app.plugins(), {one.name: one for one in control_tools()}
+    if name in control:
+        return control[name], "k2core"
+    known = plugins.names("tool")
+    if name not in known:
+        raise UnknownName("tool", name, [*known, *control])
+    documents: Path | None = settings["docs"]
+    made = session_tools(plugins, Choice(tools=(name,), documents=documents))
+    return next(one for one in made if one.name == name), plugins.get("tool", name).plugin
+
+
+def _needs(needs: list[str]) -> str:
+    return " (needs --docs FOLDER)" if "documents" in needs else ""
