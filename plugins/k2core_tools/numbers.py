@@ -13,7 +13,6 @@ from k2core.errors import ToolError
 MAX_DIGITS = 1000  # of a numerator or denominator, so that no result floods a context or takes noticeable time
 MAX_PLACES = 40  # decimals written out; a terminating decimal with more is written as a rational
 ABOUT_DIGITS = 12
-_PLAIN_EXPONENT = 30  # approximations beyond 10^±30 are written as 1.5e+31
 _NUMBER = re.compile(r"([+-]?)(\d+(?:,\d{3})+|\d+)?(?:\.(\d*))?(?:[eE]([+-]?\d{1,4}))?")
 
 
@@ -28,12 +27,16 @@ def render(value: Fraction) -> str:
 
 
 def approximate(value: Fraction, digits: int = ABOUT_DIGITS) -> str:
-    """*value* rounded half to even to *digits* significant digits, trailing zeros removed."""
+    """*value* rounded half to even to *digits* significant digits, trailing zeros removed.
+
+    Below 10^-4 and from 10^digits on it is written like ``3.33333333333e-05``.
+    """
     with decimal.localcontext() as context:
         context.prec = digits
         rounded = decimal.Decimal(value.numerator) / decimal.Decimal(value.denominator)
-    if rounded and abs(rounded.adjusted()) > _PLAIN_EXPONENT:
-        return f"{rounded.normalize():e}"
+    if rounded and not -4 <= rounded.adjusted() < digits:
+        mantissa, exponent = rounded.normalize().scaleb(-rounded.adjusted()), rounded.adjusted()
+        return f"{mantissa:f}e{exponent:+03d}"
     text = f"{rounded:f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
 

@@ -89,7 +89,7 @@ def test_what_is_written_reads_back_as_the_same_value(value: Fraction) -> None:
     text = render(value)
     assert parse_number(text) == value
     assert ("/" in text) == (decimal_places(value) is None)
-    assert "e" not in text
+    assert "e" not in text.partition(" (about")[0]
 
 
 @given(value=rationals, places=st.integers(-4, 6))
@@ -108,7 +108,7 @@ def test_approximation_has_twelve_digits(value: Fraction) -> None:
     """The approximation is within half a unit of the twelfth significant digit."""
     text = approximate(value)
     assert abs(Fraction(text) - value) <= abs(value) * Fraction(1, 2 * 10**11)
-    assert len(re.sub(r"^0+", "", text.lstrip("-").replace(".", "")).rstrip("0")) <= 12
+    assert len(re.sub(r"^0+", "", text.lstrip("-").partition("e")[0].replace(".", "")).rstrip("0")) <= 12
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_approximation_has_twelve_digits(value: Fraction) -> None:
         ("1.50", "1.5"),
         (".5+5.", "5.5"),
         ("6.02e23", "602" + "0" * 21),
-        ("1/2**41", f"1/{2**41} (about 0.000000000000454747350886)"),
+        ("1/2**41", f"1/{2**41} (about 4.54747350886e-13)"),
         ("1**9**9", "1"),
         ("(-1)**(10**30+1)", "-1"),
         ("0**0", "1"),
