@@ -9,25 +9,26 @@ import hashlib
 import importlib
 import importlib.util
 import os
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numba
-import numpy as np
 import structlog
 from llvmlite import binding
 from numba.core import config as numba_config
-from numba.core import event
 from platformdirs import user_cache_dir
 
 LOCK = threading.RLock()
 PORTABLE = "K2CORE_NUMBA_PORTABLE"
 PACKAGE = "k2core_kernels.numba"
+ENTRY_POINTS = ("forward", "route", "experts", "mlp")
+COMPLETE = "complete"  # a file in the cache folder: every kernel was compiled
+_folders: list[Path] = []  # the cache folder of this process, once kernels were imported
 log = structlog.get_logger()
 
 
@@ -51,18 +52,12 @@ def cache_folder() -> Path:
 def kernels() -> ModuleType:
     """The module `k2core_kernels.numba.forward`, its functions cached in `cache_folder`."""
     with LOCK:
-        if f"{PACKAGE}.forward" not in sys_modules():
+        if f"{PACKAGE}.forward" not in sys.modules:
             _prepare()
-            with _caching_in(_writable(cache_folder())):
+            _folders[:] = [_writable(cache_folder())]
+            with _caching_in(_folders[0]):
                 importlib.import_module(f"{PACKAGE}.forward")
         return importlib.import_module(f"{PACKAGE}.forward")
-
-
-def sys_modules() -> dict[str, ModuleType]:
-    """The interpreter's loaded modules."""
-    import sys
-
-    return sys.modules
 
 
 def _prepare() -> None:
@@ -93,54 +88,25 @@ def _caching_in(folder: Path) -> Iterator[None]:
         numba_config.CACHE_DIR = before
 
 
-class _Counter(event.Listener):  # type: ignore[misc]  # numba has no type information
-    def __init__(self, progress: Callable[[str, int, int], None], total: int) -> None:
-        self.progress, self.done, self.total = progress, 0, total
-
-    def on_start(self, event: Any) -> None:
-        """Called before a kernel is compiled."""
-
-    def on_end(self, event: Any) -> None:
-        """Called when a kernel was compiled."""
-        self.done = min(self.done + 1, self.total)
-        self.progress("compiling kernels (once)", self.done, self.total)
-
-
 def compile_kernels(progress: Callable[[str, int, int], None] | None = None) -> None:
     """Make every entry point ready to be called: from the cache, else compiled into it.
 
     Args:
-        progress: called with ("compiling kernels (once)", done, total) after each compiled function.
+        progress: called with ("compiling kernels (once)", done, total) after each compiled kernel; not at all when the cache
+            has everything.
     """
     with LOCK:
         forward = kernels()
-        arguments = _entry_arguments(forward)
-        if progress is None:
-            for name, values in arguments.items():
-                getattr(forward, name).compile(tuple(numba.typeof(value) for value in values))
-            return
-        with event.install_listener("numba:compile", _Counter(progress, _count_functions())):
-            for name, values in arguments.items():
-                getattr(forward, name).compile(tuple(numba.typeof(value) for value in values))
-
-
-def _count_functions() -> int:
-    modules = [module for name, module in sys_modules().items() if name.startswith(f"{PACKAGE}.")]
-    found = {id(value) for module in modules for value in vars(module).values() if hasattr(value, "py_func")}
-    return len(found)
-
-
-def _entry_arguments(forward: ModuleType) -> dict[str, tuple[Any, ...]]:
-    """For each compiled entry point, values of the types that `NumbaModel` calls it with."""
-    floats, ints, longs = np.zeros(1, np.float32), np.zeros(1, np.int32), np.zeros(1, np.int64)
-    sizes = forward.Sizes(*[1] * len(forward.Sizes._fields))
-    constants = forward.Constants(*[np.float32(1)] * 4, True)
-    work = forward.Workspace(*[floats] * (len(forward.Workspace._fields) - 1), ints)
-    chunk = forward.Chunk(ints, ints, longs, longs, 1, longs)
-    table = np.zeros((1, 1), np.int64)
-    return {
-        "forward": (sizes, constants, table, chunk, floats, floats, work, ints, floats, floats, floats, True, 1),
-        "route": (sizes, constants, longs, floats, 1, work, ints, floats, 0, 1),
-        "experts": (sizes, longs, floats, 1, work, ints, floats, 0, 1),
-        "mlp": (sizes, longs, 1, floats, 1, work, 1),
-    }
+        registered = importlib.import_module(f"{PACKAGE}.options").KERNELS
+        entries = {id(getattr(forward, name)) for name in ENTRY_POINTS}
+        marker = _folders[0] / COMPLETE if _folders else None  # none where others imported the kernels before
+        complete = marker is not None and marker.exists()
+        for done, (dispatcher, signature) in enumerate(registered, 1):
+            # a cached entry point holds the code of all it calls, so the others need not even be read
+            if not dispatcher.overloads and (not complete or id(dispatcher) in entries):
+                dispatcher.compile(signature)
+                dispatcher.disable_compile()
+                if progress is not None and not complete:
+                    progress("compiling kernels (once)", done, len(registered))
+        if marker is not None and not complete:
+            marker.touch()

@@ -1,10 +1,10 @@
 """Rows of a bfloat16 table, exactly upcast."""
 
-from k2core_kernels.numba.options import kernel
+from k2core_kernels.numba.options import floats, ints, kernel, none, shorts, size
 from k2core_kernels.numba.vectors import load_bfloat16, store
 
 
-@kernel
+@kernel(none(shorts, size, ints, floats))
 def embedding(table, stride, token_ids, y):
     """Copy one row per token.
 

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import numba
 import numpy as np
+from numba import types
 
 from k2core_kernels.numba.embedding import embedding
 from k2core_kernels.numba.linear import linear
 from k2core_kernels.numba.mla_attention import PAGE, mla_attention, write_latent
 from k2core_kernels.numba.moe_experts import moe_experts
 from k2core_kernels.numba.moe_route import moe_route
-from k2core_kernels.numba.options import kernel
+from k2core_kernels.numba.options import flag, floats, ints, kernel, longs, none, shorts, size, table, words
 from k2core_kernels.numba.rms_norm import rms_norm
 from k2core_kernels.numba.rope_yarn import rope_yarn
 from k2core_kernels.numba.swiglu import swiglu
@@ -101,43 +102,49 @@ class Chunk(NamedTuple):
     rows: np.ndarray
 
 
-@kernel
+_SIZES = numba.typeof(Sizes(*[1] * len(Sizes._fields)))
+_CONSTANTS = numba.typeof(Constants(*[np.float32(1)] * 4, True))
+_WORKSPACE = types.NamedTuple([floats] * (len(Workspace._fields) - 1) + [ints], Workspace)
+_CHUNK = types.NamedTuple([ints, ints, longs, longs, size, longs], Chunk)
+
+
+@kernel(size(size))
 def _up16(size):
     return (size + 15) // 16 * 16
 
 
-@kernel
+@kernel(floats(size, size))
 def _floats(address, size):
     return numba.carray(pointer_at(address), (size,), np.float32)
 
 
-@kernel
+@kernel(words(size, size))
 def _words(address, size):
     return numba.carray(pointer_at(address), (size,), np.uint32)
 
 
-@kernel
+@kernel(shorts(size, size))
 def _shorts(address, size):
     return numba.carray(pointer_at(address), (size,), np.uint16)
 
 
-@kernel
+@kernel(words(size, size, size))
 def _matrix(address, rows, columns):
     return _words(address, _up16(rows) * ((columns + 1) // 2))
 
 
-@kernel
+@kernel(none(size, size, size, floats, size, size, floats, size, size))
 def _project(address, rows, columns, x, x_stride, tokens, y, y_stride, threads):
     linear(_matrix(address, rows, columns), (columns + 1) // 2, (rows + 15) // 16, x, 0, x_stride, tokens, y, 0, y_stride, threads)
 
 
-@kernel
+@kernel(none(floats, floats, size))
 def _add(x, y, size):
     for i in range(size):
         x[i] += y[i]
 
 
-@kernel
+@kernel(none(_SIZES, _CONSTANTS, longs, size, _CHUNK, floats, floats, _WORKSPACE, size))
 def attention(sizes, constants, row, layer, chunk, cosine, sine, work, threads):
     """work.output = attention of work.normed; the chunk's latents enter the cache first."""
     tokens = len(chunk.token_ids)
@@ -191,7 +198,7 @@ def attention(sizes, constants, row, layer, chunk, cosine, sine, work, threads):
     _project(row[OUTPUT], sizes.hidden, heads * sizes.value, work.values, value_stride, tokens, work.output, hidden_stride, threads)
 
 
-@kernel
+@kernel(none(_SIZES, longs, size, floats, size, _WORKSPACE, size))
 def mlp(sizes, row, inner, x, tokens, work, threads):
     """work.output = down(silu(gate x) * up x) with plain weights: the dense layer, or the shared expert."""
     hidden_stride, stride = _up16(sizes.hidden), _up16(inner)
@@ -201,7 +208,7 @@ def mlp(sizes, row, inner, x, tokens, work, threads):
     _project(row[DOWN], sizes.hidden, inner, work.gate, stride, tokens, work.output, hidden_stride, threads)
 
 
-@kernel
+@kernel(none(_SIZES, _CONSTANTS, longs, floats, size, _WORKSPACE, ints, floats, size, size))
 def route(sizes, constants, row, x, tokens, work, expert_ids, weights, start, threads):
     """Choose experts for flat x; token t's choices are written at start + t * top_k."""
     stride = _up16(sizes.experts)
@@ -212,7 +219,7 @@ def route(sizes, constants, row, x, tokens, work, expert_ids, weights, start, th
     )
 
 
-@kernel
+@kernel(none(_SIZES, longs, floats, size, _WORKSPACE, ints, floats, size, size))
 def experts(sizes, row, x, tokens, work, expert_ids, weights, start, threads):
     """work.routed = weighted sum of the chosen experts of flat x."""
     hidden_stride = _up16(sizes.hidden)
@@ -228,7 +235,9 @@ def experts(sizes, row, x, tokens, work, expert_ids, weights, start, threads):
     )  # fmt: skip
 
 
-@kernel
+@kernel(none(
+    _SIZES, _CONSTANTS, table, _CHUNK, floats, floats, _WORKSPACE, ints, floats, floats, floats, flag, size
+))
 def forward(sizes, constants, weights, chunk, cosine, sine, work, expert_ids, expert_weights, final, logits, want_logits, threads):
     """Run a chunk of tokens through all layers.
 

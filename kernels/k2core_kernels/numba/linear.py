@@ -10,14 +10,70 @@ how many tokens, tiles or threads there are.
 import numba
 import numpy as np
 
-from k2core_kernels.numba.options import kernel, parallel_kernel
+from k2core_kernels.numba.options import floats, kernel, none, size, words
 from k2core_kernels.numba.vectors import add, broadcast, fma, high_bfloat16, load_words, low_bfloat16, splat, store
 
 PARALLEL_WORK = 2_000_000  # multiply-adds below which a parallel region costs more than it gives
 PARTS = 16  # pieces of a parallel region; bits do not depend on it
 
 
-@kernel
+@kernel(none(words, size, size, floats, size, floats, size))
+def _one_token(weight, pairs, tile, x, x_start, y, y_start):
+    even, odd = splat(np.float32(0)), splat(np.float32(0))
+    at = tile * pairs * 16
+    for pair in range(pairs):
+        words = load_words(weight, at + pair * 16)
+        even = fma(low_bfloat16(words), broadcast(x, x_start + 2 * pair), even)
+        odd = fma(high_bfloat16(words), broadcast(x, x_start + 2 * pair + 1), odd)
+    store(y, y_start + 16 * tile, add(even, odd))
+
+
+@kernel(none(words, size, size, floats, size, floats, size))
+def _one_token_four_tiles(weight, pairs, tile, x, x_start, y, y_start):
+    zero = splat(np.float32(0))
+    even0, even1, even2, even3 = zero, zero, zero, zero
+    odd0, odd1, odd2, odd3 = zero, zero, zero, zero
+    step = pairs * 16
+    at0 = tile * step
+    at1, at2, at3 = at0 + step, at0 + 2 * step, at0 + 3 * step
+    for pair in range(pairs):
+        even_x, odd_x = broadcast(x, x_start + 2 * pair), broadcast(x, x_start + 2 * pair + 1)
+        words0, words1 = load_words(weight, at0 + pair * 16), load_words(weight, at1 + pair * 16)
+        words2, words3 = load_words(weight, at2 + pair * 16), load_words(weight, at3 + pair * 16)
+        even0, odd0 = fma(low_bfloat16(words0), even_x, even0), fma(high_bfloat16(words0), odd_x, odd0)
+        even1, odd1 = fma(low_bfloat16(words1), even_x, even1), fma(high_bfloat16(words1), odd_x, odd1)
+        even2, odd2 = fma(low_bfloat16(words2), even_x, even2), fma(high_bfloat16(words2), odd_x, odd2)
+        even3, odd3 = fma(low_bfloat16(words3), even_x, even3), fma(high_bfloat16(words3), odd_x, odd3)
+    start = y_start + 16 * tile
+    store(y, start, add(even0, odd0))
+    store(y, start + 16, add(even1, odd1))
+    store(y, start + 32, add(even2, odd2))
+    store(y, start + 48, add(even3, odd3))
+
+
+@kernel(none(words, size, size, floats, size, size, floats, size, size))
+def _four_tokens(weight, pairs, tile, x, x_start, x_stride, y, y_start, y_stride):
+    zero = splat(np.float32(0))
+    even0, even1, even2, even3 = zero, zero, zero, zero
+    odd0, odd1, odd2, odd3 = zero, zero, zero, zero
+    at = tile * pairs * 16
+    x0, x1, x2, x3 = x_start, x_start + x_stride, x_start + 2 * x_stride, x_start + 3 * x_stride
+    for pair in range(pairs):
+        words = load_words(weight, at + pair * 16)
+        low, high = low_bfloat16(words), high_bfloat16(words)
+        column = 2 * pair
+        even0, odd0 = fma(low, broadcast(x, x0 + column), even0), fma(high, broadcast(x, x0 + column + 1), odd0)
+        even1, odd1 = fma(low, broadcast(x, x1 + column), even1), fma(high, broadcast(x, x1 + column + 1), odd1)
+        even2, odd2 = fma(low, broadcast(x, x2 + column), even2), fma(high, broadcast(x, x2 + column + 1), odd2)
+        even3, odd3 = fma(low, broadcast(x, x3 + column), even3), fma(high, broadcast(x, x3 + column + 1), odd3)
+    start = y_start + 16 * tile
+    store(y, start, add(even0, odd0))
+    store(y, start + y_stride, add(even1, odd1))
+    store(y, start + 2 * y_stride, add(even2, odd2))
+    store(y, start + 3 * y_stride, add(even3, odd3))
+
+
+@kernel(none(words, size, size, size, floats, size, size, size, floats, size, size))
 def linear_tiles(weight, pairs, first, last, x, x_start, x_stride, tokens, y, y_start, y_stride):
     """Rows 16 * first up to 16 * last of W x for *tokens* tokens.
 
@@ -48,70 +104,14 @@ def linear_tiles(weight, pairs, first, last, x, x_start, x_stride, tokens, y, y_
             token += 1
 
 
-@kernel
-def _one_token(weight, pairs, tile, x, x_start, y, y_start):
-    even, odd = splat(np.float32(0)), splat(np.float32(0))
-    at = tile * pairs * 16
-    for pair in range(pairs):
-        words = load_words(weight, at + pair * 16)
-        even = fma(low_bfloat16(words), broadcast(x, x_start + 2 * pair), even)
-        odd = fma(high_bfloat16(words), broadcast(x, x_start + 2 * pair + 1), odd)
-    store(y, y_start + 16 * tile, add(even, odd))
-
-
-@kernel
-def _one_token_four_tiles(weight, pairs, tile, x, x_start, y, y_start):
-    zero = splat(np.float32(0))
-    even0, even1, even2, even3 = zero, zero, zero, zero
-    odd0, odd1, odd2, odd3 = zero, zero, zero, zero
-    step = pairs * 16
-    at0 = tile * step
-    at1, at2, at3 = at0 + step, at0 + 2 * step, at0 + 3 * step
-    for pair in range(pairs):
-        even_x, odd_x = broadcast(x, x_start + 2 * pair), broadcast(x, x_start + 2 * pair + 1)
-        words0, words1 = load_words(weight, at0 + pair * 16), load_words(weight, at1 + pair * 16)
-        words2, words3 = load_words(weight, at2 + pair * 16), load_words(weight, at3 + pair * 16)
-        even0, odd0 = fma(low_bfloat16(words0), even_x, even0), fma(high_bfloat16(words0), odd_x, odd0)
-        even1, odd1 = fma(low_bfloat16(words1), even_x, even1), fma(high_bfloat16(words1), odd_x, odd1)
-        even2, odd2 = fma(low_bfloat16(words2), even_x, even2), fma(high_bfloat16(words2), odd_x, odd2)
-        even3, odd3 = fma(low_bfloat16(words3), even_x, even3), fma(high_bfloat16(words3), odd_x, odd3)
-    start = y_start + 16 * tile
-    store(y, start, add(even0, odd0))
-    store(y, start + 16, add(even1, odd1))
-    store(y, start + 32, add(even2, odd2))
-    store(y, start + 48, add(even3, odd3))
-
-
-@kernel
-def _four_tokens(weight, pairs, tile, x, x_start, x_stride, y, y_start, y_stride):
-    zero = splat(np.float32(0))
-    even0, even1, even2, even3 = zero, zero, zero, zero
-    odd0, odd1, odd2, odd3 = zero, zero, zero, zero
-    at = tile * pairs * 16
-    x0, x1, x2, x3 = x_start, x_start + x_stride, x_start + 2 * x_stride, x_start + 3 * x_stride
-    for pair in range(pairs):
-        words = load_words(weight, at + pair * 16)
-        low, high = low_bfloat16(words), high_bfloat16(words)
-        column = 2 * pair
-        even0, odd0 = fma(low, broadcast(x, x0 + column), even0), fma(high, broadcast(x, x0 + column + 1), odd0)
-        even1, odd1 = fma(low, broadcast(x, x1 + column), even1), fma(high, broadcast(x, x1 + column + 1), odd1)
-        even2, odd2 = fma(low, broadcast(x, x2 + column), even2), fma(high, broadcast(x, x2 + column + 1), odd2)
-        even3, odd3 = fma(low, broadcast(x, x3 + column), even3), fma(high, broadcast(x, x3 + column + 1), odd3)
-    start = y_start + 16 * tile
-    store(y, start, add(even0, odd0))
-    store(y, start + y_stride, add(even1, odd1))
-    store(y, start + 2 * y_stride, add(even2, odd2))
-    store(y, start + 3 * y_stride, add(even3, odd3))
-
-
-@parallel_kernel
+@kernel(none(words, size, size, floats, size, size, size, floats, size, size), parallel=True)
 def _linear_parallel(weight, pairs, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride):
     for part in numba.prange(PARTS):
-        first, last = tiles * part // PARTS, tiles * (part + 1) // PARTS
+        first, last = tiles * np.int64(part) // PARTS, tiles * (np.int64(part) + 1) // PARTS
         linear_tiles(weight, pairs, first, last, x, x_start, x_stride, tokens, y, y_start, y_stride)
 
 
-@kernel
+@kernel(none(words, size, size, floats, size, size, size, floats, size, size, size))
 def linear(weight, pairs, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride, threads):
     """All rows of W x for *tokens* tokens, on several threads where the work is worth it.
 

@@ -10,10 +10,12 @@ scale is fused onto the sum of the groups before. It does not depend on how many
 
 import numba
 import numpy as np
+from numba import types
 
 from k2core_kernels.numba.linear import PARALLEL_WORK, PARTS
-from k2core_kernels.numba.options import kernel, parallel_kernel
+from k2core_kernels.numba.options import floats, kernel, none, shorts, size, words
 from k2core_kernels.numba.vectors import (
+    Float16,
     add,
     broadcast,
     fma,
@@ -32,7 +34,7 @@ from k2core_kernels.numba.vectors import (
 )
 
 
-@kernel
+@kernel(none(words, shorts, size, size, size, floats, size, floats, size))
 def _one_token(words, scales, groups, group_words, tile, x, x_start, y, y_start):
     total = splat(np.float32(0))
     at, column = tile * groups * group_words * 16, x_start
@@ -53,7 +55,7 @@ def _one_token(words, scales, groups, group_words, tile, x, x_start, y, y_start)
     store(y, y_start + 16 * tile, total)
 
 
-@kernel
+@kernel(none(words, shorts, size, size, size, floats, size, floats, size))
 def _one_token_two_tiles(words, scales, groups, group_words, tile, x, x_start, y, y_start):
     total0, total1 = splat(np.float32(0)), splat(np.float32(0))
     step = groups * group_words * 16
@@ -86,7 +88,7 @@ def _one_token_two_tiles(words, scales, groups, group_words, tile, x, x_start, y
     store(y, y_start + 16 * tile + 16, total1)
 
 
-@kernel
+@kernel(types.UniTuple(Float16, 8)(Float16, Float16, floats, size, size, *[Float16] * 8))
 def _two_columns(low, high, x, column, stride, even0, odd0, even1, odd1, even2, odd2, even3, odd3):
     """One even and one odd column of a tile onto the sums of four tokens."""
     even0, odd0 = fma(low, broadcast(x, column), even0), fma(high, broadcast(x, column + 1), odd0)
@@ -99,7 +101,7 @@ def _two_columns(low, high, x, column, stride, even0, odd0, even1, odd1, even2, 
     return even0, odd0, even1, odd1, even2, odd2, even3, odd3
 
 
-@kernel
+@kernel(none(words, shorts, size, size, size, floats, size, size, floats, size, size))
 def _four_tokens(words, scales, groups, group_words, tile, x, x_start, stride, y, y_start, y_stride):
     zero = splat(np.float32(0))
     total0, total1, total2, total3 = zero, zero, zero, zero
@@ -125,7 +127,7 @@ def _four_tokens(words, scales, groups, group_words, tile, x, x_start, stride, y
     store(y, start + 3 * y_stride, total3)
 
 
-@kernel
+@kernel(none(words, shorts, size, size, size, size, floats, size, size, size, floats, size, size))
 def linear_int4_tiles(words, scales, groups, group_words, first, last, x, x_start, x_stride, tokens, y, y_start, y_stride):
     """Rows 16 * first up to 16 * last of W x; arguments as of `linear_int4`."""
     if tokens == 1:
@@ -148,14 +150,14 @@ def linear_int4_tiles(words, scales, groups, group_words, first, last, x, x_star
             token += 1
 
 
-@parallel_kernel
+@kernel(none(words, shorts, size, size, size, floats, size, size, size, floats, size, size), parallel=True)
 def _linear_int4_parallel(words, scales, groups, group_words, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride):
     for part in numba.prange(PARTS):
-        first, last = tiles * part // PARTS, tiles * (part + 1) // PARTS
+        first, last = tiles * np.int64(part) // PARTS, tiles * (np.int64(part) + 1) // PARTS
         linear_int4_tiles(words, scales, groups, group_words, first, last, x, x_start, x_stride, tokens, y, y_start, y_stride)
 
 
-@kernel
+@kernel(none(words, shorts, size, size, size, floats, size, size, size, floats, size, size, size))
 def linear_int4(words, scales, groups, group_words, tiles, x, x_start, x_stride, tokens, y, y_start, y_stride, threads):
     """All rows of W x for *tokens* tokens, on several threads where the work is worth it.
 

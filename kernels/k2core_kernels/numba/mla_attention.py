@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from k2core_kernels.numba.linear import PARALLEL_WORK, PARTS
-from k2core_kernels.numba.options import kernel, parallel_kernel
+from k2core_kernels.numba.options import floats, ints, kernel, longs, none, real, size
 from k2core_kernels.numba.vectors import (
     add,
     broadcast,
@@ -32,12 +32,12 @@ from k2core_kernels.numba.vectors import (
 PAGE = 64  # positions
 
 
-@kernel
+@kernel(size(longs, size, size, size, size))
 def _block_address(pages, page_start, layer_offset, width, block):
     return pages[page_start + block // 4] + layer_offset + (block % 4) * width * 64
 
 
-@kernel
+@kernel(none(floats, size, longs, size, size, size, size, size, real, floats, size, floats, size))
 def _attend(query, query_start, pages, page_start, layer_offset, rank, width, position, scale, scores, scores_start, y, y_start):
     blocks = position // 16 + 1
     quads = width // 4 * 4
@@ -92,7 +92,7 @@ def _attend(query, query_start, pages, page_start, layer_offset, rank, width, po
         y[y_start + d] = sum_lanes(sum0) * inverse
 
 
-@kernel
+@kernel(none(size, size, size, floats, size, longs, size, ints, longs, size, size, size, real, floats, size, floats, size))
 def _attend_items(
     first, last, heads, query, query_stride, pages, page_columns, sequences, positions, layer_offset, rank, width, scale,
     scores, scores_start, y, y_stride,
@@ -106,7 +106,7 @@ def _attend_items(
         )  # fmt: skip
 
 
-@parallel_kernel
+@kernel(none(size, size, floats, size, longs, size, ints, longs, size, size, size, real, floats, size, floats, size), parallel=True)
 def _attend_parallel(
     tokens, heads, query, query_stride, pages, page_columns, sequences, positions, layer_offset, rank, width, scale,
     scores, scores_stride, y, y_stride,
@@ -114,12 +114,12 @@ def _attend_parallel(
     items = tokens * heads
     for part in numba.prange(PARTS):
         _attend_items(
-            items * part // PARTS, items * (part + 1) // PARTS, heads, query, query_stride, pages, page_columns, sequences,
-            positions, layer_offset, rank, width, scale, scores, part * scores_stride, y, y_stride,
+            items * np.int64(part) // PARTS, items * (np.int64(part) + 1) // PARTS, heads, query, query_stride, pages, page_columns, sequences,
+            positions, layer_offset, rank, width, scale, scores, np.int64(part) * scores_stride, y, y_stride,
         )  # fmt: skip
 
 
-@kernel
+@kernel(none(size, size, floats, size, longs, size, ints, longs, size, size, size, real, floats, size, floats, size, size))
 def mla_attention(
     tokens, heads, query, query_stride, pages, page_columns, sequences, positions, layer_offset, rank, width, scale,
     scores, scores_stride, y, y_stride, threads,
@@ -153,7 +153,7 @@ def mla_attention(
         )  # fmt: skip
 
 
-@kernel
+@kernel(none(floats, size, size, size, size, floats))
 def write_latent(latent, latent_start, layer_offset, width, position, page_values):
     """Put one position's *width* values into its block of *page_values*, the page as a flat float32 array."""
     slot = position % PAGE

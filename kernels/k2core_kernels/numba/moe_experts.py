@@ -6,11 +6,11 @@ Tokens of one expert are computed together, but each token's sum runs over its s
 import numpy as np
 
 from k2core_kernels.numba.linear_int4 import linear_int4
-from k2core_kernels.numba.options import kernel
+from k2core_kernels.numba.options import floats, ints, kernel, none, shorts, size, words
 from k2core_kernels.numba.swiglu import swiglu
 
 
-@kernel
+@kernel(none(size, size, floats, size, size, size, size, words, shorts, words, shorts, words, shorts, floats, floats, floats, size))
 def _one_expert(
     expert, count, x, x_stride, hidden, inner, group, gate_words, gate_scales, up_words, up_scales, down_words, down_scales,
     gate, up, y, threads,
@@ -35,7 +35,7 @@ def _one_expert(
     )  # fmt: skip
 
 
-@kernel
+@kernel(none(floats, size, size, ints, floats, size, size, size, size, size, size, words, shorts, words, shorts, words, shorts, floats, floats, floats, floats, floats, ints, floats, size))
 def moe_experts(
     x, x_stride, tokens, expert_ids, weights, start, top_k, experts, hidden, inner, group,
     gate_words, gate_scales, up_words, up_scales, down_words, down_scales,

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from k2core_kernels.numba.options import kernel
+from k2core_kernels.numba.options import flag, floats, ints, kernel, none, real, size
 from k2core_kernels.numba.vectors import add, divide, exponential, load, splat, store, subtract
 
 
-@kernel
+@kernel(none(floats, size, size, floats, size, flag, real, ints, floats, size))
 def moe_route(scores, stride, tokens, bias, top_k, normalise, factor, expert_ids, weights, start):
     """Choose experts from router logits.
 

@@ -5,11 +5,11 @@ Order of the sum of squares: 16 lanes over blocks of 16 values, the lanes' tree,
 
 import numpy as np
 
-from k2core_kernels.numba.options import kernel
+from k2core_kernels.numba.options import floats, kernel, none, real, size
 from k2core_kernels.numba.vectors import fma, load, splat, sum_lanes
 
 
-@kernel
+@kernel(none(floats, size, size, size, floats, real, floats, size, size))
 def rms_norm(x, x_start, x_stride, tokens, gain, eps, y, y_start, y_stride):
     """Normalise *tokens* rows of len(gain) values.
 

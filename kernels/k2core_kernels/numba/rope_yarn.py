@@ -3,10 +3,10 @@
 YaRN lives in the table of cosines and sines that the caller makes.
 """
 
-from k2core_kernels.numba.options import kernel
+from k2core_kernels.numba.options import floats, kernel, none, size
 
 
-@kernel
+@kernel(none(floats, size, floats, floats, size, size, floats, size))
 def rope_yarn(x, x_start, cosine, sine, pairs, position, y, y_start):
     """Rotate one vector of 2 * pairs values.
 
