@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ REAL_SCALING = {
 
 def real_rope(**changes: object) -> Geometry:
     """A geometry with the released model's head sizes and rotation."""
-    heads = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "kv_lora_rank": 512, "rope_theta": 50000.0}
+    heads: dict[str, Any] = {"qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "kv_lora_rank": 512, "rope_theta": 50000.0}
     return Geometry.from_config(tiny_config(**heads, num_hidden_layers=61, rope_scaling=REAL_SCALING | changes))
 
 
@@ -85,7 +86,8 @@ class TestLatentNorm:
     )
     def test_eps(self, key: float | None, convention: str, eps: float) -> None:
         """Each combination of key and convention."""
-        config = tiny_config(**({} if key is None else {"latent_norm_eps": key}))
+        config = tiny_config()
+        config |= {} if key is None else {"latent_norm_eps": key}
 
         assert Geometry.from_config(config, latent_norm=convention).latent_norm_eps == eps  # type: ignore[arg-type]
 
@@ -144,7 +146,7 @@ REFUSED = [
 def test_refused(change: dict[str, object], key: str) -> None:
     """A wrong key gives one line with the file and the key."""
     with pytest.raises(CheckpointError) as caught:
-        Geometry.from_config(tiny_config(**change), where="folder/config.json")
+        Geometry.from_config(tiny_config() | change, where="folder/config.json")
 
     line = str(caught.value)
     assert line.startswith("folder/config.json: key '") and key in line and "\n" not in line
