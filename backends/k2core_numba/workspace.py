@@ -7,8 +7,6 @@ import numpy as np
 from k2core_numba.packing import round_up
 from k2core_numba.runtime import kernels
 
-SCORE_ROWS = 16  # parts of a parallel region, each with its own row of scores
-
 
 def make_workspace(sizes: Any, tokens: int, context: int) -> Any:
     """A `k2core_kernels.numba.forward.Workspace`, zeroed: padding lanes must be finite.
@@ -39,5 +37,5 @@ def make_workspace(sizes: Any, tokens: int, context: int) -> Any:
         "routed": hidden,
     }
     arrays = {name: np.zeros(tokens * width + 16, np.float32) for name, width in per_token.items()}
-    arrays["scores"] = np.zeros(SCORE_ROWS * round_up(context), np.float32)
+    arrays["scores"] = np.zeros(kernels().SCORE_ROWS * round_up(context), np.float32)
     return kernels().Workspace(**arrays, members=np.zeros(tokens, np.int32))

@@ -13,7 +13,7 @@ from numba import types
 
 from k2core_kernels.numba.embedding import embedding
 from k2core_kernels.numba.linear import linear
-from k2core_kernels.numba.mla_attention import PAGE, mla_attention, write_latent
+from k2core_kernels.numba.mla_attention import PAGE, SCORE_ROWS, mla_attention, write_latent
 from k2core_kernels.numba.moe_experts import moe_experts
 from k2core_kernels.numba.moe_route import moe_route
 from k2core_kernels.numba.options import flag, floats, ints, kernel, longs, none, shorts, size, table, words
@@ -185,7 +185,7 @@ def attention(sizes, constants, row, layer, chunk, cosine, sine, work, threads):
             rope_yarn(work.query, source, cosine, sine, rope // 2, chunk.positions[token], work.absorbed, target)
     mla_attention(
         tokens, heads, work.absorbed, absorbed_stride, chunk.pages, chunk.page_columns, chunk.sequences, chunk.positions,
-        layer_offset, rank, width, constants.softmax_scale, work.scores, len(work.scores) // 16, work.attended, rank_rows, threads,
+        layer_offset, rank, width, constants.softmax_scale, work.scores, len(work.scores) // SCORE_ROWS, work.attended, rank_rows, threads,
     )  # fmt: skip
     value_stride, value_rows = _up16(heads * sizes.value) + 16, _up16(sizes.value)
     pairs = (rank + 1) // 2
