@@ -1,0 +1,180 @@
+"""One question put to a session: stream, show, and what it amounts to. Shared by ``k2 run`` and ``k2 chat``."""
+
+import asyncio
+import contextlib
+import json
+import shlex
+from typing import Any
+
+from attrs import define, field
+
+from k2core.agent.loop import RunResult, result_of
+from k2core.agent.session import Choice, Session
+from k2core.cli.display import Display
+from k2core.errors import K2Error
+from k2core.events import Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
+from k2core.plugins import Plugins
+
+EXIT_CODES = {"answered": 0, "partial": 3, "unverified": 4, "failed": 1}
+
+
+@define(kw_only=True)
+class Asked:
+    """One question and what happened.
+
+    Attributes:
+        run: the run's id; None before anything was stored.
+        events: everything stored for this question.
+        cancelled: Ctrl-C ended it.
+    """
+
+    run: str | None = None
+    events: list[Stored] = field(factory=list)
+    cancelled: bool = False
+
+
+def open_session(choice: Choice, plugins: Plugins, display: Display | None) -> Session:
+    """Load everything; what takes long is shown as it goes on."""
+    from k2core.events import StatusLine
+
+    def progress(what: str, done: int, total: int) -> None:
+        if display is not None:
+            display.screen.status(StatusLine(text=what, done=done, total=total))
+
+    try:
+        return Session.open(choice, plugins=plugins, progress=progress)
+    finally:
+        if display is not None:
+            display.screen.status(None)
+
+
+def ask(runner: asyncio.Runner, session: Session, question: str, run: str | None, display: Display | None) -> Asked:
+    """Work on a question; Ctrl-C ends it with its run stored.
+
+    Raises:
+        K2Error: ours or the journal's fault; its attribute ``run`` names the run that holds everything up to there.
+    """
+    asked = Asked(run=run)
+
+    async def work() -> None:
+        async with contextlib.aclosing(session.agent.stream(question, run=run)) as items:
+            async for item in items:
+                if isinstance(item, Stored):
+                    asked.run = item.run
+                    asked.events.append(item)
+                if display is not None:
+                    display.show(item)
+
+    try:
+        runner.run(work())
+    except KeyboardInterrupt:
+        asked.cancelled = True
+    except K2Error as error:
+        if asked.run is not None and not hasattr(error, "run"):
+            error.run = asked.run  # type: ignore[attr-defined]  # for the line that says where to look
+        raise
+    return asked
+
+
+def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str, Any]:
+    """The object of ``k2 run --json``."""
+    answer = result.answer
+    events = [stored.event for stored in asked.events]
+    returned = {event.call_id: event for event in events if isinstance(event, ToolReturned)}
+    verdicts = [event for event in events if isinstance(event, VerdictGiven)]
+    support = {one.claim: one.events for one in answer.evidence}
+    calls = []
+    for intent in (event for event in events if isinstance(event, ToolIntent)):
+        back = returned.get(intent.call_id)
+        calls.append(
+            {
+                "id": intent.call_id,
+                "index": intent.index,
+                "name": intent.name,
+                "arguments": _parsed(intent.arguments),
+                "result": None if back is None else back.text,
+                "ok": back is not None and back.ok,
+            }
+        )
+    return {
+        "run": result.run,
+        "status": result.status,
+        "answer": answer.text,
+        "reason": answer.reason,
+        "claims": [
+            {"text": claim.text, "evidence": list(claim.evidence), "events": list(support.get(number, ()))}
+            for number, claim in enumerate(answer.claims)
+        ],
+        "calls": calls,
+        "verdict": None
+        if not verdicts
+        else {
+            "accepted": verdicts[-1].accepted,
+            "attempt": verdicts[-1].attempt,
+            "findings": [
+                {
+                    "verifier": one.verifier,
+                    "subject": one.subject,
+                    "status": one.status,
+                    "hint": one.hint,
+                    "events": list(one.events),
+                    "claim": one.claim,
+                }
+                for one in verdicts[-1].findings
+            ],
+        },
+        "tokens": result.tokens,
+        "reasoning_tokens": result.reasoning_tokens,
+        "computed_tokens": result.computed_tokens,
+        "seconds": round(result.seconds, 3),
+        "tokens_per_second": tokens_per_second(asked),
+        "model": model.get("model", ""),
+        "backend": model.get("backend", ""),
+        "numerics": model.get("numerics", ""),
+    }
+
+
+def tokens_per_second(asked: Asked) -> float | None:
+    """Generated tokens over the wall time of the model's turns, prompts included; None where that was not measured."""
+    usages = [stored.event.usage for stored in asked.events if isinstance(stored.event, TurnEnded)]
+    seconds = sum(usage.seconds for usage in usages)
+    return round(sum(usage.completion_tokens for usage in usages) / seconds, 1) if seconds > 0 else None
+
+
+def cost_line(asked: Asked, result: RunResult, model: dict[str, str]) -> str:
+    """One line: tokens, calls, seconds, tokens/s, model, backend, numerics."""
+    rate = tokens_per_second(asked)
+    parts = [
+        f"{result.tokens:,} tokens ({result.reasoning_tokens:,} thinking)",
+        f"{result.calls} call{'s' if result.calls != 1 else ''}",
+        f"{result.seconds:.2f} s",
+        *([f"{rate:,.0f} tokens/s"] if rate else []),
+        *(model[key] for key in ("model", "backend", "numerics") if model.get(key)),
+    ]
+    return " · ".join(parts)
+
+
+def show_command(run: str, choice: Choice) -> str:
+    """The command that shows a run."""
+    return f"k2 runs show {run}{_store(choice)}"
+
+
+def continue_command(run: str, choice: Choice) -> str:
+    """The command that goes on with a run."""
+    return f'k2 run -c {run}{_store(choice)} "…"'
+
+
+def final_result(asked: Asked) -> RunResult:
+    """The result of a question that ended by itself."""
+    return result_of(asked.events)
+
+
+def _store(choice: Choice) -> str:
+    return "" if choice.store is None else f" --store {shlex.quote(str(choice.store))}"
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments  # what the model wrote is no JSON

@@ -1,0 +1,205 @@
+"""Events as people read them: live while a question is worked on, and from the journal afterwards."""
+
+from collections.abc import Sequence
+
+from attrs import define, field
+
+from k2core.cli.screen import Screen, Spans
+from k2core.cli.text import arguments_text, cut, one_line
+from k2core.control import ANSWER
+from k2core.events import (
+    AnswerGiven,
+    BudgetReached,
+    Event,
+    Live,
+    MessageAdded,
+    NoteKept,
+    PlanMade,
+    ResultsHidden,
+    RunEnded,
+    RunStarted,
+    StatusLine,
+    Stored,
+    ToolIntent,
+    ToolReturned,
+    TurnEnded,
+    UnknownEvent,
+    VerdictGiven,
+    Warned,
+)
+from k2core.interfaces import Finding
+from k2core.messages import ContentDelta, ReasoningDelta
+
+_MARKS = {
+    "supported": ("ok", "green"),
+    "unchecked": ("unchecked", "dim"),
+    "unsupported": ("wrong", "red"),
+    "refuted": ("wrong", "red"),
+}
+STATUS_STYLE = {"answered": "green", "unverified": "red", "partial": "yellow", "failed": "red", "cancelled": "yellow"}
+
+
+@define(kw_only=True)
+class Display:
+    """Shows a run's events on a screen.
+
+    Attributes:
+        screen: where to.
+        reasoning: whether thinking is shown.
+        whole: nothing is cut, and every event is shown with its number (`k2 runs show`).
+    """
+
+    screen: Screen
+    reasoning: bool = True
+    whole: bool = False
+    _streamed: bool = field(default=False, init=False)
+    _calls: dict[int, str] = field(factory=dict, init=False)  # event of a result -> what was called
+    _indices: dict[int, int] = field(factory=dict, init=False)  # event of a result -> the call's number
+    _results: dict[int, str] = field(factory=dict, init=False)  # the call's number -> what came back
+    _thought: str = field(default="", init=False)
+
+    def show(self, item: Stored | Live) -> None:
+        """Show one item of the agent's stream, or of the journal."""
+        if isinstance(item, Live):
+            self._live(item)
+            return
+        self.screen.status(None)
+        self._event(item.sequence, item.event)
+
+    def _live(self, item: Live) -> None:
+        delta = item.delta
+        if isinstance(delta, StatusLine):
+            self.screen.status(delta)
+            return
+        if isinstance(delta, ReasoningDelta) and self.reasoning:
+            self._streamed = self.screen.stream("think", delta.text) or self._streamed
+        elif isinstance(delta, ContentDelta):
+            self.screen.stream("draft", delta.text)  # it is shown again, checked, as the answer
+
+    def _event(self, sequence: int, event: Event) -> None:
+        if isinstance(event, TurnEnded):
+            self._turn(sequence, event)
+        elif isinstance(event, ToolIntent):
+            limit = 100_000 if self.whole else 300
+            text = one_line(arguments_text(event.arguments), limit)
+            self._calls[event.index] = f"{event.name} {text}"
+            self._block(sequence, f"call {event.index}", [(event.name, "cyan"), (f" {text}", "")], "cyan")
+        elif isinstance(event, ToolReturned):
+            self._returned(sequence, event)
+        elif isinstance(event, VerdictGiven):
+            self._verdict(sequence, event)
+        elif isinstance(event, BudgetReached):
+            line = f"{event.limit:g} {event.which.replace('_', ' ')} used up"
+            self._block(sequence, "budget", [(line, "yellow")], "yellow")
+        elif isinstance(event, Warned):
+            self._block(sequence, "warning", [(event.text, "yellow")], "yellow")
+        elif isinstance(event, NoteKept):
+            self._block(sequence, "note", [(self._cut(event.text), "")], "cyan")
+        elif isinstance(event, ResultsHidden):
+            line = f"{len(event.call_ids)} old results, for room in the model's context"
+            self._block(sequence, "hidden", [(line, "dim")], "dim")
+        elif self.whole:
+            self._of_the_log(sequence, event)
+        elif isinstance(event, MessageAdded) and event.name == "framework":
+            self._block(sequence, "told", [(self._cut(event.content), "")], "yellow")
+
+    def _turn(self, sequence: int, event: TurnEnded) -> None:
+        thinking = (event.reasoning or "").strip()
+        if thinking and self.reasoning and not self._streamed:
+            self._block(sequence, "think", [(thinking if self.whole else self._cut(thinking, 40), "dim")], "dim")
+        self._thought, self._streamed = thinking, False
+        if self.whole and event.content.strip():
+            self._block(sequence, "content", [(event.content.strip(), "")])
+        if event.finish_reason in ("length", "cancelled"):
+            what = "cut at its limit of tokens" if event.finish_reason == "length" else "cancelled"
+            self._block(sequence, "turn", [(what, "yellow")], "yellow")
+
+    def _returned(self, sequence: int, event: ToolReturned) -> None:
+        self._indices[sequence], self._results[event.index] = event.index, event.text
+        if event.name == ANSWER and not self.whole and (event.ok or event.text.startswith("rejected: ")):
+            return  # the verdict has said so
+        spans = [(self._cut(event.text), "" if event.ok else "red")]
+        if event.duration_ms >= 1000:
+            spans.append((f"  ({event.duration_ms / 1000:.1f} s)", "dim"))
+        if event.truncated and self.whole:
+            spans.append((f"\n({event.full_bytes:,} bytes in all)", "dim"))
+        self._block(sequence, f"result {event.index}", spans, "green" if event.ok else "red")
+
+    def _verdict(self, sequence: int, event: VerdictGiven) -> None:
+        word = "accepted" if event.accepted else "rejected"
+        again = f" (attempt {event.attempt})" if event.attempt > 1 else ""
+        style = "green" if event.accepted else "red"
+        self._block(sequence, "verdict", [(word + again, f"bold {style}")], style)
+        for finding in unique(event.findings):
+            self.screen.block("", self._finding(finding))
+
+    def _finding(self, finding: Finding) -> Spans:
+        word, style = _MARKS[finding.status]
+        calls = [f"call {self._indices[event]}" for event in finding.events if event in self._indices]
+        text = " ".join(part for part in (one_line(finding.subject, 100), one_line(finding.hint, 300)) if part)
+        if finding.hint and finding.subject and finding.subject in finding.hint:
+            text = one_line(finding.hint, 300)
+        source = f" in {', '.join(calls)}" if calls else ""
+        return [(f"{word} ", style), (text or finding.verifier, ""), (f"{source}  [{finding.verifier}]", "dim")]
+
+    def _of_the_log(self, sequence: int, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            model = " · ".join(value for value in event.model.values() if value)
+            self._block(sequence, "run", [(f"{one_line(model, 300)} · seed {event.seed}", "")], "bold")
+            self.screen.block("", [("tools " + ", ".join(event.tools), "dim")])
+        elif isinstance(event, MessageAdded):
+            label = {"user": "question", "assistant": "says"}.get(event.role, event.name or event.role)
+            self._block(sequence, label, [(event.content, "dim" if event.role == "system" else "")], "bold")
+        elif isinstance(event, PlanMade) and event.text.strip() != self._thought:
+            self._block(sequence, "plan", [(event.text, "")], "cyan")
+        elif isinstance(event, AnswerGiven):
+            self._block(sequence, "answer", [(event.text, "bold")], STATUS_STYLE[event.status])
+            self.answer_details(event)
+        elif isinstance(event, RunEnded):
+            line = f"{event.status}: {event.tokens} tokens, {event.calls} calls, {event.seconds:.2f} s"
+            self._block(sequence, "end", [(line, STATUS_STYLE.get(event.status, ""))], "bold")
+        elif isinstance(event, UnknownEvent):
+            self._block(sequence, event.kind, [("written by another version of k2core; see --json", "dim")], "dim")
+
+    def answer_details(self, answer: AnswerGiven) -> None:
+        """Why it is not simply answered, and each claim with the calls that support it."""
+        if answer.status != "answered":
+            style = STATUS_STYLE[answer.status]
+            self.screen.block(answer.status, [(answer.reason or "no reason is known", style)], f"bold {style}")
+        for number, claim in enumerate(answer.claims):
+            found = [event for one in answer.evidence if one.claim == number for event in one.events]
+            calls = dict.fromkeys([*claim.evidence, *(self._indices[event] for event in found if event in self._indices)])
+            self.screen.block("evidence" if number == 0 else "", [(one_line(claim.text, 300), "")], "bold")
+            for index in calls:
+                if index in self._calls:
+                    self.screen.block("", [(f"call {index}: {one_line(self._calls[index], 160)} → ", "dim"), (self._result(index), "")])
+                else:
+                    self.screen.block("", [(f"call {index}: there is no such call", "red")])
+            if not calls:
+                self.screen.block("", [("no call is named for it", "dim")])
+
+    def remember(self, events: Sequence[Stored]) -> None:
+        """Know calls and results of *events* without showing them: earlier questions of a continued run."""
+        for stored in events:
+            if isinstance(stored.event, ToolIntent):
+                self._calls[stored.event.index] = f"{stored.event.name} {one_line(arguments_text(stored.event.arguments), 300)}"
+            elif isinstance(stored.event, ToolReturned):
+                self._indices[stored.sequence] = stored.event.index
+                self._results[stored.event.index] = stored.event.text
+
+    def _result(self, index: int) -> str:
+        return one_line(self._results.get(index, "no result came back"), 200)
+
+    def _cut(self, text: str, lines: int = 8) -> str:
+        return text if self.whole else cut(text, lines, 100 * lines)
+
+    def _block(self, sequence: int, label: str, spans: Spans, style: str = "") -> None:
+        self.screen.block(f"{sequence:>3}  {label}" if self.whole else label, spans, style)
+
+
+def unique(findings: Sequence[Finding]) -> list[Finding]:
+    """Each finding once, what blocks the answer first."""
+    seen: dict[tuple[str, str, str], Finding] = {}
+    for finding in sorted(findings, key=lambda one: one.status not in ("refuted", "unsupported")):
+        seen.setdefault((finding.status, finding.subject, finding.hint), finding)
+    return list(seen.values())

@@ -1,0 +1,115 @@
+"""Options that several commands share, and the session they lead to."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from k2core.agent.session import Choice
+    from k2core.config import Settings
+    from k2core.plugins import Plugins
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+model_option = click.option("-m", "--model", metavar="MODEL", help="A registered model or a checkpoint folder.")
+backend_option = click.option("-b", "--backend", metavar="NAME", help="What runs the model.")
+store_option = click.option("--store", metavar="PATH", help="File that keeps the runs.")
+threads_option = click.option("--threads", type=int, metavar="N", help="Threads of the backend.")
+
+
+def session_options(command: F) -> F:
+    """Everything that says what a session is made of."""
+    options = (
+        model_option,
+        backend_option,
+        click.option("--numerics", metavar="NAME", help="exact (the default), w4a16 or w4a8."),
+        click.option("-T", "--tool", "tools", multiple=True, metavar="NAME", help="Exactly these tools; repeat it."),
+        click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read."),
+        click.option("--seed", type=int, metavar="N", help="Seed of the sampler."),
+        click.option("--temperature", type=float, metavar="X", help="0 is greedy."),
+        click.option("--top-p", type=float, metavar="X", help="Nucleus sampling; 1 is off."),
+        click.option("--min-p", type=float, metavar="X", help="Least relative probability; 0 is off."),
+        click.option("--max-tokens", type=int, metavar="N", help="Most tokens of one turn."),
+        click.option("--calls", type=int, metavar="N", help="Budget of tool calls."),
+        click.option("--thinking-tokens", type=int, metavar="N", help="Budget of thinking."),
+        click.option("--seconds", type=float, metavar="X", help="Budget of wall time."),
+        threads_option,
+        store_option,
+        click.option("-R", "--no-reasoning", "reasoning", flag_value=False, default=None, type=bool, help="Hide thinking."),
+        click.option("-c", "--continue", "run", metavar="RUN", help="Go on with a run; 'last' is the newest."),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) -> tuple["Choice", str | None]:
+    """What a session is made of, and the full id of the run to continue.
+
+    A continued run keeps its model and backend unless others were asked for.
+    """
+    from k2core.agent.budget import Limits
+    from k2core.agent.journal import Journal
+    from k2core.agent.session import Choice
+    from k2core.events import RunStarted
+
+    model, backend = settings["model"], settings["backend"]
+    full = None
+    if run is not None:
+        with Journal.open(settings["store"]) as journal:
+            events = journal.events(run)
+        full = events[0].run
+        started = next((one.event for one in events if isinstance(one.event, RunStarted)), None)
+        recorded = dict(started.model) if started is not None else {}
+        before = recorded.get("model", "")
+        if settings.values["model"].is_default and (before in plugins.names("model") or Path(before or "-").is_dir()):
+            model = before
+        if settings.values["backend"].is_default and recorded.get("backend") in plugins.names("backend"):
+            backend = recorded["backend"]
+    apply_threads(settings)
+    choice = Choice(
+        model=model,
+        backend=backend,
+        numerics=settings["numerics"],
+        tools=settings["tools"],
+        documents=settings["docs"],
+        store=settings["store"],
+        limits=Limits(
+            calls=settings["calls"], reasoning_tokens=settings["thinking_tokens"], seconds=settings["seconds"]
+        ),
+        temperature=settings["temperature"],
+        top_p=settings["top_p"],
+        min_p=settings["min_p"],
+        max_tokens=settings["max_tokens"],
+        seed=settings["seed"],
+    )
+    return choice, full
+
+
+def apply_threads(settings: "Settings") -> None:
+    """Backends read the number of threads from the environment."""
+    if settings["threads"] is not None:
+        os.environ[settings.values["threads"].key.variable] = str(settings["threads"])
+
+
+def read_stdin(what: str) -> str:
+    """All of standard input.
+
+    Raises:
+        InputError: it is not UTF-8; says where.
+    """
+    import sys
+
+    from k2core.errors import InputError
+
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"cannot read {what} from standard input: byte {error.start + 1} (0x{data[error.start]:02x}) is not UTF-8. "
+            "Convert it first, e.g. with iconv -t utf-8."
+        ) from error
