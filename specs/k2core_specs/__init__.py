@@ -1,6 +1,7 @@
 """The executable specifications of k2core: operators, formats and the worked cases that belong to them.
 
-``load("formats/nano_episode.toml")`` gives one specification as plain data; the files are the contract and code and tests read them.
+``load("formats/nano_episode.toml")`` gives one specification as plain data;
+the files are the contract and code and tests read them.
 """
 
 import tomllib

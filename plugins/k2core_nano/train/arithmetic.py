@@ -60,7 +60,10 @@ def operands(rng: random.Random, family: str) -> dict[str, str]:
         p = names.number(rng, 2, 99)
         n = p * names.number(rng, 2, 300) if rng.random() < 0.85 else names.number(rng, 3, 999)
     if family == "percent":
-        p, n = rng.randint(1, 99), rng.choice((names.number(rng, 10, 2000), names.number(rng, 2, 99) * 10, names.number(rng, 1, 99) * 100))
+        p, n = (
+            rng.randint(1, 99),
+            rng.choice((names.number(rng, 10, 2000), names.number(rng, 2, 99) * 10, names.number(rng, 1, 99) * 100)),
+        )
     if family == "change":
         n, p = names.number(rng, 2, 30), names.number(rng, 2, 60)
         q = n * p + names.number(rng, 1, 400)
@@ -146,7 +149,7 @@ def _oracle(word: str, expression: str, inverse: str, want: str, unit: str) -> C
 
 
 def faults(rng: random.Random) -> tuple[str, ...]:
-    """Faults of one computation and its checks: a near miss in four of ten rounds, some failures, now and then a tool that stays broken."""
+    """Faults of one computation and its checks: a near miss in four of ten rounds, failures, rarely a broken tool."""
     planned: list[str] = []
     if rng.random() < 0.012:
         planned = ["timeout"] * 4

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905  (word lists read best as text, one wording per line)
 """Questions that must not reach a tool: outside the tools' world, a tool that is not declared, or no question at all."""
 
 import random

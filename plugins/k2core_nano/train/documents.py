@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 
 from attrs import evolve, frozen
+from k2core_specs import load as load_spec
 
 from k2core_nano.train import arithmetic, declines, facts, names
 from k2core_nano.train.oracle import Step, compared
 from k2core_nano.train.questions import Question, Turn, solved
 from k2core_nano.train.tokenizer import CONTROL, load
 from k2core_nano.train.world import near_miss
-from k2core_specs import load as load_spec
 
 SPEC = load_spec("formats/nano_episode.toml")
 PLAN_ONLY = 0.5
@@ -21,7 +21,8 @@ SECOND_TURN = 0.06
 LONGEST = 1200  # tokens of a document; with the prefix it stays inside the window
 _MIX = (
     *((family, 3.6) for family in arithmetic.FAMILIES),
-    ("fact", 14.0), ("total", 6.0), ("difference", 8.0), ("compare", 9.0), ("decline", 9.0), ("missing", 2.5), ("chat", 1.5), ("copy", 5.0),
+    ("fact", 14.0), ("total", 6.0), ("difference", 8.0), ("compare", 9.0),
+    ("decline", 9.0), ("missing", 2.5), ("chat", 1.5), ("copy", 5.0),
 )  # fmt: skip
 
 
@@ -87,14 +88,55 @@ def tool_set(rng: random.Random) -> tuple[str, ...]:
 
 def foreign_tools(rng: random.Random) -> dict[str, str]:
     """One to three invented declarations that no conversation calls."""
-    verbs = "get set send open list play book find count draw make move stop mark plan".split()
-    things = "tide mail light route photo order table song price clock door stock file room card".split()
+    verbs = (
+        "get",
+        "set",
+        "send",
+        "open",
+        "list",
+        "play",
+        "book",
+        "find",
+        "count",
+        "draw",
+        "make",
+        "move",
+        "stop",
+        "mark",
+        "plan",
+    )
+    things = (
+        "tide",
+        "mail",
+        "light",
+        "route",
+        "photo",
+        "order",
+        "table",
+        "song",
+        "price",
+        "clock",
+        "door",
+        "stock",
+        "file",
+        "room",
+        "card",
+    )
     made: dict[str, str] = {}
     for _ in range(rng.choice((1, 1, 2, 3))):
         verb, thing = rng.choice(verbs), rng.choice(things)
-        parameters = sorted(rng.sample(("city", "count", "date", "id", "name", "place", "size", "time", "user", "to"), rng.randint(1, 3)))
-        schema = {"additionalProperties": False, "properties": {name: {"type": "integer" if name in ("count", "size") else "string"} for name in parameters}, "required": parameters, "type": "object"}
-        description = rng.choice(("{V} the {t}.", "{V} a {t} for the user.", "{V} {t} data.", "Use this to {v} one {t}.")).format(V=verb.capitalize(), v=verb, t=thing)
+        parameters = sorted(
+            rng.sample(("city", "count", "date", "id", "name", "place", "size", "time", "user", "to"), rng.randint(1, 3))
+        )
+        schema = {
+            "additionalProperties": False,
+            "properties": {name: {"type": "integer" if name in ("count", "size") else "string"} for name in parameters},
+            "required": parameters,
+            "type": "object",
+        }
+        description = rng.choice(
+            ("{V} the {t}.", "{V} a {t} for the user.", "{V} {t} data.", "Use this to {v} one {t}.")
+        ).format(V=verb.capitalize(), v=verb, t=thing)
         name = rng.choice((f"{verb}_{thing}", f"{thing}_{verb}", f"{verb}{thing.capitalize()}", thing))
         made[name] = compact({"function": {"description": description, "name": name, "parameters": schema}, "type": "function"})
     return made
@@ -123,8 +165,21 @@ def encoded(text: str) -> list[int]:
 @lru_cache(maxsize=2000)
 def _prefix(declarations: tuple[str, ...]) -> tuple[int, ...]:
     control = CONTROL
-    declared = [control["<|im_system|>"], *encoded("tool_declare"), control["<|im_middle|>"], *encoded("[" + ",".join(declarations) + "]"), control["<|im_end|>"]]
-    return (*declared, control["<|im_system|>"], *encoded("system"), control["<|im_middle|>"], *encoded(SPEC["system"]), control["<|im_end|>"])
+    declared = [
+        control["<|im_system|>"],
+        *encoded("tool_declare"),
+        control["<|im_middle|>"],
+        *encoded("[" + ",".join(declarations) + "]"),
+        control["<|im_end|>"],
+    ]
+    return (
+        *declared,
+        control["<|im_system|>"],
+        *encoded("system"),
+        control["<|im_middle|>"],
+        *encoded(SPEC["system"]),
+        control["<|im_end|>"],
+    )
 
 
 def prefix(declarations: tuple[str, ...]) -> list[int]:
@@ -155,7 +210,18 @@ class Builder:
         begun = (CONTROL["</think>"], CONTROL["<|tool_calls_section_begin|>"], CONTROL["<|tool_call_begin|>"])
         ended = (CONTROL["<|tool_call_end|>"], CONTROL["<|tool_calls_section_end|>"], CONTROL["<|im_end|>"])
         name = _fixed(f"functions.{step.tool}:{index}")
-        self.add([CONTROL["<think>"], *think, *begun, *name, CONTROL["<|tool_call_argument_begin|>"], *encoded(compact(step.arguments)), *ended], weight)
+        self.add(
+            [
+                CONTROL["<think>"],
+                *think,
+                *begun,
+                *name,
+                CONTROL["<|tool_call_argument_begin|>"],
+                *encoded(compact(step.arguments)),
+                *ended,
+            ],
+            weight,
+        )
 
     def result(self, tool: str, index: int, text: str) -> None:
         """A tool's result."""
@@ -164,7 +230,17 @@ class Builder:
 
     def final(self, text: str) -> None:
         """The framework's final message in a history."""
-        self.add([CONTROL["<|im_assistant|>"], *_fixed("assistant"), CONTROL["<|im_middle|>"], CONTROL["<think>"], CONTROL["</think>"], *encoded(text), CONTROL["<|im_end|>"]])
+        self.add(
+            [
+                CONTROL["<|im_assistant|>"],
+                *_fixed("assistant"),
+                CONTROL["<|im_middle|>"],
+                CONTROL["<think>"],
+                CONTROL["</think>"],
+                *encoded(text),
+                CONTROL["<|im_end|>"],
+            ]
+        )
 
     def document(self, family: str) -> Document:
         """What was collected."""
@@ -175,8 +251,8 @@ def question(rng: random.Random, family: str, level: int | None = None) -> Quest
     """A question of any family of the specification ("missing" too: its tool is then taken as not declared).
 
     Args:
-        level: 0, 1 or 2 for evaluation (see phrasing); None for training. For evaluation, a question whose tools never recover expects the
-            answer that says so.
+        level: 0, 1 or 2 for evaluation (see phrasing); None for training. For evaluation, a question
+            whose tools never recover expects the answer that says so.
 
     Raises:
         ValueError: no such family.
@@ -274,7 +350,10 @@ def _conversation(rng: random.Random, declared: tuple[str, ...]) -> Document:
 
 
 def with_rejection(rng: random.Random, turns: list[Turn]) -> list[Turn]:
-    """The same turns with a wrong answer (weight 0), its rejection and the right answer; unchanged where nothing can be miscopied."""
+    """The same turns with a wrong answer (weight 0), its rejection and the right answer.
+
+    They come back unchanged where nothing can be miscopied.
+    """
     last = turns[-1]
     claims = last.step.arguments["claims"]
     if not isinstance(claims, list) or not claims:
@@ -286,7 +365,11 @@ def with_rejection(rng: random.Random, turns: list[Turn]) -> list[Turn]:
         return turns
     if right.replace(".", "").replace("-", "").isdigit():
         wrong = near_miss(rng, right)
-        finding = f"{head} is {right}, not {wrong}" if separator == " = " and rng.random() < 0.5 else f"number {wrong} is in no result"
+        finding = (
+            f"{head} is {right}, not {wrong}"
+            if separator == " = " and rng.random() < 0.5
+            else f"number {wrong} is in no result"
+        )
     elif right.isalpha() and len(right) > 3:
         wrong = names.misspelt(rng, right)
         finding = f"name {wrong} is in no result"
@@ -294,7 +377,10 @@ def with_rejection(rng: random.Random, turns: list[Turn]) -> list[Turn]:
         return turns
     if any(wrong in turn.result for turn in turns):
         return turns
-    mistaken = {"claims": [dict(item, text=item["text"].replace(right, wrong)) if item["text"] == claim else item for item in claims], "text": text.replace(right, wrong)}
+    mistaken: dict[str, object] = {
+        "claims": [dict(item, text=item["text"].replace(right, wrong)) if item["text"] == claim else item for item in claims],
+        "text": text.replace(right, wrong),
+    }
     refused = Turn(Step(last.step.think, "answer", mistaken, 0), last.index, f"rejected: {finding}")
     repaired = Step(f"Rejected: {finding}. Use {right}.", "answer", last.step.arguments, 2)
     return [*turns[:-1], refused, Turn(repaired, last.index + 1, "accepted")]
@@ -305,13 +391,22 @@ def drill(rng: random.Random) -> Document:
     builder = Builder()
     if rng.random() < 0.25:
         value = _something(rng)
-        other = value if rng.random() < 0.5 else near_miss(rng, value) if value[-1].isdigit() and value.replace(".", "").isdigit() else _something(rng)
+        other = (
+            value
+            if rng.random() < 0.5
+            else near_miss(rng, value)
+            if value[-1].isdigit() and value.replace(".", "").isdigit()
+            else _something(rng)
+        )
         written, same = compared(value, other)
         builder.add(encoded(f"Got {value}, want {other}:"))
         builder.add(encoded(f" {written}." + (" Right." if same else "")), 1)
         return builder.document("copy")
     if rng.random() < 0.45:
-        piece = [rng.randrange(256, CONTROL["[BOS]"]) if rng.random() < 0.8 else rng.randrange(CONTROL["[BOS]"]) for _ in range(rng.randint(4, 24))]
+        piece = [
+            rng.randrange(256, CONTROL["[BOS]"]) if rng.random() < 0.8 else rng.randrange(CONTROL["[BOS]"])
+            for _ in range(rng.randint(4, 24))
+        ]
         mark = encoded(rng.choice((".", ";", ":", "\n")))
     else:
         piece = encoded(rng.choice((", ", " ", "; ")).join(_something(rng) for _ in range(rng.randint(2, 5))))

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (one wording per line reads best)
 """The wordings of facts questions (see phrasing for the notation). The last three frames of each family are held out.
 
 ``{e}`` and ``{f}`` are entities, ``{l}`` a list of them; ``<A>`` names the attribute, ``<Q>`` asks for it, ``<H>`` asks indirectly; a comparison

@@ -17,8 +17,34 @@ from k2core_nano.train.questions import Question
 from k2core_nano.train.world import Fact, evaluate, plain
 
 FAMILIES = ("fact", "total", "difference", "compare")
-_SOURCES = ("CIA World Factbook", "CIA World Factbook", "CRC", "CRC", "CRC Handbook", "IUPAC", "Atlas", "Survey", "Census", "UN", "Almanac", "World Bank", "Register", "Yearbook")
-_WITH_ARTICLE = ("Netherlands", "Philippines", "Maldives", "Gambia", "Seychelles", "Solomon Islands", "Comoros", "United Arab Emirates", "United Kingdom", "United States")
+_SOURCES = (
+    "CIA World Factbook",
+    "CIA World Factbook",
+    "CRC",
+    "CRC",
+    "CRC Handbook",
+    "IUPAC",
+    "Atlas",
+    "Survey",
+    "Census",
+    "UN",
+    "Almanac",
+    "World Bank",
+    "Register",
+    "Yearbook",
+)
+_WITH_ARTICLE = (
+    "Netherlands",
+    "Philippines",
+    "Maldives",
+    "Gambia",
+    "Seychelles",
+    "Solomon Islands",
+    "Comoros",
+    "United Arab Emirates",
+    "United Kingdom",
+    "United States",
+)
 _FRAMES = {"fact": FACT, "total": TOTAL, "difference": DIFFERENCE, "compare": COMPARE}
 
 
@@ -43,7 +69,14 @@ class Found:
 def frames(family: str, attribute: str) -> tuple[str, ...]:
     """The family's frames in the words of one attribute."""
     words = ATTRIBUTES[attribute]
-    macros = {"A": words.terms, "Q": words.direct, "H": words.indirect, "more": words.more, "less": words.less, "most": words.most}
+    macros = {
+        "A": words.terms,
+        "Q": words.direct,
+        "H": words.indirect,
+        "more": words.more,
+        "less": words.less,
+        "most": words.most,
+    }
     own = {"compare": MORE, "difference": MORE_DIFFERENCE}.get(family, ()) if words.more else ()
     return phrasing.with_macros((*own, *_FRAMES[family]), macros)
 
@@ -58,7 +91,11 @@ def entity(rng: random.Random, kind: str, held_out: bool) -> str:
     name = names.invented(rng, held_out)
     if kind == "element":
         return name.lower() if rng.random() < 0.7 else name
-    forms = {"mountain": ("Mount {}", "Mount {}", "{} Peak", "{}"), "river": ("{} River", "{} River", "River {}", "{}"), "lake": ("Lake {}", "Lake {}", "{}")}
+    forms = {
+        "mountain": ("Mount {}", "Mount {}", "{} Peak", "{}"),
+        "river": ("{} River", "{} River", "River {}", "{}"),
+        "lake": ("Lake {}", "Lake {}", "{}"),
+    }
     return rng.choice(forms.get(kind, ("{}",))).format(name)
 
 
@@ -73,7 +110,9 @@ def row(rng: random.Random, name: str, attribute: str) -> Fact:
     """A fact with a random value in the attribute's range and a random source."""
     words = ATTRIBUTES[attribute]
     if attribute == "capital":
-        value = names.invented(rng, False) if rng.random() < 0.9 else f"{names.invented(rng, False)} {names.invented(rng, False)}"
+        value = (
+            names.invented(rng, False) if rng.random() < 0.9 else f"{names.invented(rng, False)} {names.invented(rng, False)}"
+        )
     elif attribute == "symbol":
         value = rng.choice("ABCDEFGHIKLMNOPRSTUVWXYZ") + (rng.choice("abcdefghiklmnorstuy") if rng.random() < 0.8 else "")
     else:
@@ -137,7 +176,9 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
     """One facts question with its world and oracle (families: see FAMILIES; level as in phrasing.phrase)."""
     held_out = level is not None
     counted = family != "fact"
-    attribute = rng.choice([name for name, words in ATTRIBUTES.items() if not counted or words.compared and (family != "total" or words.adds_up)])
+    attribute = rng.choice(
+        [name for name, words in ATTRIBUTES.items() if not counted or (words.compared and (family != "total" or words.adds_up))]
+    )
     if not counted and rng.random() < 0.25:
         attribute = rng.choice(("capital", "population", "area", "density"))
     words = ATTRIBUTES[attribute]
@@ -150,7 +191,12 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
             rows.append(fresh)
     if family == "difference":
         rows.sort(key=lambda fact: -evaluate(fact.value))
-    template, _ = phrasing.phrase(rng, f"{family} {attribute}", _compare_frames(attribute, count) if family == "compare" else frames(family, attribute), level)
+    template, _ = phrasing.phrase(
+        rng,
+        f"{family} {attribute}",
+        _compare_frames(attribute, count) if family == "compare" else frames(family, attribute),
+        level,
+    )
     asked = [fact.entity for fact in rows]
     world = list(rows)
     lost = False
@@ -162,7 +208,14 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
     elif odd < 0.13 * chance and words.synonyms:
         place = rng.randrange(count)
         fact = rows[place]
-        world[place] = Fact(entity=fact.entity, attribute=rng.choice(words.synonyms), value=fact.value, unit=fact.unit, source=fact.source, year=fact.year)
+        world[place] = Fact(
+            entity=fact.entity,
+            attribute=rng.choice(words.synonyms),
+            value=fact.value,
+            unit=fact.unit,
+            source=fact.source,
+            year=fact.year,
+        )
     elif odd < 0.16 * chance:
         world[0] = row(rng, rows[0].entity, rng.choice([name for name in ATTRIBUTES if name != attribute]))
         lost = True
@@ -223,7 +276,9 @@ def _faults(rng: random.Random, family: str, count: int, lost: bool) -> tuple[st
     return tuple(planned) + (arithmetic.faults(rng) if family in ("total", "difference") else ())
 
 
-def _oracle(family: str, attribute: str, words: Attribute, asked: list[str], rows: list[Fact], less: bool) -> tuple[Callable[[], Policy], tuple[str, ...]]:
+def _oracle(
+    family: str, attribute: str, words: Attribute, asked: list[str], rows: list[Fact], less: bool
+) -> tuple[Callable[[], Policy], tuple[str, ...]]:
     unit = f" {words.unit}" if words.unit else ""
     values = [fact.value for fact in rows]
     if family == "fact":
@@ -249,7 +304,9 @@ def _oracle(family: str, attribute: str, words: Attribute, asked: list[str], row
                 return stop(item)
             found.append(item)
             expression = sign.join(value.value for value in found)
-            think = f"{item.think} Have {expression}." + (f" Next {asked[place + 1]}." if place + 1 < len(asked) else " Compute.")
+            think = f"{item.think} Have {expression}." + (
+                f" Next {asked[place + 1]}." if place + 1 < len(asked) else " Compute."
+            )
         rest = [value.value for value in found[1:]]
         inverse = "R" + ("-" if sign == "+" else "+") + ("-" if sign == "+" else "+").join(rest)
         value = yield from computed(think, expression, inverse, found[0].value, 2)
@@ -287,5 +344,3 @@ def _oracle(family: str, attribute: str, words: Attribute, asked: list[str], row
         return final(think, text, [item.claim() for item in found])
 
     return {"fact": one, "compare": compare}.get(family, several), expected
-
-

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905  (word lists read best as text)
 """Names and numbers of the generated world, and the rule that keeps a tenth of them for evaluation only.
 
 A name or an operand tuple whose crc32 is divisible by ten never occurs in training; evaluation draws nothing else.
@@ -17,7 +18,9 @@ Monaco;Mongolia;Montenegro;Morocco;Mozambique;Myanmar;Namibia;Nauru;Nepal;Nether
 North Macedonia;Norway;Oman;Pakistan;Palau;Panama;Papua New Guinea;Paraguay;Peru;Philippines;Poland;Portugal;Qatar;Romania;Russia;Rwanda;Samoa;
 San Marino;Saudi Arabia;Senegal;Serbia;Seychelles;Sierra Leone;Singapore;Slovakia;Slovenia;Solomon Islands;Somalia;South Africa;South Korea;
 South Sudan;Spain;Sri Lanka;Sudan;Suriname;Sweden;Switzerland;Syria;Taiwan;Tajikistan;Tanzania;Thailand;Togo;Tonga;Tunisia;Turkey;Turkmenistan;
-Tuvalu;Uganda;Ukraine;United Arab Emirates;United Kingdom;United States;Uruguay;Uzbekistan;Vanuatu;Venezuela;Vietnam;Yemen;Zambia;Zimbabwe""".replace("\n", "").split(";")
+Tuvalu;Uganda;Ukraine;United Arab Emirates;United Kingdom;United States;Uruguay;Uzbekistan;Vanuatu;Venezuela;Vietnam;Yemen;Zambia;Zimbabwe""".replace(
+        "\n", ""
+    ).split(";")
 )
 ELEMENTS = tuple(
     """hydrogen helium lithium beryllium boron carbon nitrogen oxygen fluorine neon sodium magnesium aluminium silicon phosphorus sulfur chlorine
@@ -52,7 +55,7 @@ def invented(rng: random.Random, held_out: bool) -> str:
         for place in range(count):
             parts.append(rng.choice(_OPENINGS) if place or rng.random() < 0.8 else "")
             parts.append(rng.choice(_VOWELS))
-            if place == count - 1 and rng.random() < 0.6 or rng.random() < 0.25:
+            if (place == count - 1 and rng.random() < 0.6) or rng.random() < 0.25:
                 parts.append(rng.choice(_ENDINGS))
         name = "".join(parts)
         if rng.random() < 0.033:

@@ -1,6 +1,7 @@
 """What a perfect agent does: policies as coroutines that yield steps and receive results.
 
-Every comparison is written out before its verdict, failures are counted, and a result is believed only after its inverse gave back an operand.
+Every comparison is written out before its verdict, failures are counted, and a result is believed only after its inverse
+gave back an operand.
 """
 
 from collections.abc import Generator, Sequence
@@ -107,7 +108,9 @@ def computed(think: str, expression: str, inverse: str, want: str, weight: int) 
             return result
         value = result.text.split(" ")[0]
         check = inverse.replace("R", value)
-        proof = yield from persist(Step(f"Got {value}. Check {check}, want {want}.", "calculator", {"expression": check}), check)
+        proof = yield from persist(
+            Step(f"Got {value}. Check {check}, want {want}.", "calculator", {"expression": check}), check
+        )
         if isinstance(proof, Stopped):
             return proof
         got = proof.text.split(" ")[0]

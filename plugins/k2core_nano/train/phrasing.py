@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905  (word lists and frames read best undivided)
 """A small grammar for questions: frames with alternatives, openings and closings, in three levels of novelty.
 
 A frame is text with ``(one|other)`` alternatives, ``<macro>`` abbreviations and ``{slot}`` fields; ``=>unit`` at its end names the unit of the
@@ -24,7 +25,14 @@ CLOSINGS = (
     "", "", "", "", "", "", " Thanks.", " Thank you.", " Thanks!", " Please check it.", " Please be exact.", " Please verify.", " I am in a hurry.", " Check the result.",
     " Verify it.", " No rush.", " Please.", " That is all.", " Be careful.", " Answer briefly.", " Show evidence.", " I need it today.", " It is important.", " Double check it.",
 )  # fmt: skip
-HELD_OUT_OPENINGS = ("", "", "Tell me please, ", "We were wondering: ", "My boss wants to know: ", "Good afternoon, one thing: ")
+HELD_OUT_OPENINGS = (
+    "",
+    "",
+    "Tell me please, ",
+    "We were wondering: ",
+    "My boss wants to know: ",
+    "Good afternoon, one thing: ",
+)
 HELD_OUT_CLOSINGS = ("", "", " Many thanks!", " I appreciate it.", " Make sure it is right.")
 _ALTERNATIVES = re.compile(r"\(([^()]*\|[^()]*)\)")
 _MACRO = re.compile(r"<(\w+)>")
@@ -74,7 +82,10 @@ def flat(frame: str) -> str:
 
 def _every(text: str) -> list[str]:
     """Every text that the alternatives in ``text`` allow."""
-    parts = [[piece] if isinstance(piece, str) else [choice for option in piece for choice in _every(option)] for piece in _outermost(text)]
+    parts = [
+        [piece] if isinstance(piece, str) else [choice for option in piece for choice in _every(option)]
+        for piece in _outermost(text)
+    ]
     return ["".join(chosen) for chosen in itertools.product(*parts)]
 
 

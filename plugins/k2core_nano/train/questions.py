@@ -14,8 +14,8 @@ from k2core_nano.train.world import Fact, World
 class Question:
     """One question with everything that is needed to pose it, to solve it and to judge the answer.
 
-    ``needed`` are the tools without which it must be declined; ``faults`` are used up in order by calculator and facts calls (see World);
-    ``expected`` are the values or names that a right answer contains, or nothing where the right answer is ``declines``.
+    ``needed`` are the tools without which it must be declined; ``faults`` are used up in order by calculator and facts calls
+    (see World); ``expected`` are the values or names that a right answer contains, nothing where one of ``declines`` is right.
     """
 
     family: str

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (word lists and frames read best undivided)
 """The tokenizer of the embedded model: 1472 byte strings with ranks, 64 control tokens, one pattern.
 
 Frames of the wire format and words of the question grammar are literals of the pattern and stand whole in the rank file (tiktoken looks a whole
@@ -23,7 +24,11 @@ _NAMED = {
     "<think>": 22, "</think>": 23, "[UNK]": 62, "[PAD]": 63,
 }  # fmt: skip  # the offsets of K2's own control block
 CONTROL = {name: RANKS + offset for name, offset in _NAMED.items()}
-CONTROL |= {f"<|reserved_token_{identifier}|>": identifier for identifier in range(RANKS, RANKS + 64) if identifier not in CONTROL.values()}
+CONTROL |= {
+    f"<|reserved_token_{identifier}|>": identifier
+    for identifier in range(RANKS, RANKS + 64)
+    if identifier not in CONTROL.values()
+}
 FRAMES = (
     '{"function":{"description":"', '","name":"', '","parameters":{"additionalProperties":false,"properties":{"', '":{"type":"string"}', '":{"type":"integer"}', '},"required":["',
     '"],"type":"object"}},"type":"function"}', ',{"function":{"description":"', '":{"items":{"additionalProperties":false,"properties":{"', '":{"items":{"type":"integer"},"type":"array"}',
@@ -62,7 +67,15 @@ def build(seed: int, documents: int = 60000) -> dict[str, str]:
     from k2core_nano.train.questions import solved
 
     rng = random.Random(seed)
-    own = [SPEC["system"], *SPEC["tools"].values(), *SPEC["think"].values(), *SPEC["answers"].values(), *SPEC["verdicts"].values(), *SPEC["errors"].values(), "user\nassistant\nsystem\ntool"]
+    own = [
+        SPEC["system"],
+        *SPEC["tools"].values(),
+        *SPEC["think"].values(),
+        *SPEC["answers"].values(),
+        *SPEC["verdicts"].values(),
+        *SPEC["errors"].values(),
+        "user\nassistant\nsystem\ntool",
+    ]
     texts: list[str] = []
     families = [*SPEC["families"]["arithmetic"], *SPEC["families"]["facts"] * 3, *["decline"] * 8, "missing", "chat", "chat"]
     for _ in range(documents):
@@ -136,7 +149,9 @@ def load() -> tiktoken.Encoding:
     config = json.loads((WEIGHTS / "tokenizer_config.json").read_text(encoding="utf-8"))
     lines = (WEIGHTS / "tiktoken.model").read_text(encoding="ascii").splitlines()
     ranks = {base64.b64decode(piece): int(rank) for piece, rank in (line.split() for line in lines)}
-    return tiktoken.Encoding("k2core_nano", pat_str=config["pat_str"], mergeable_ranks=ranks, special_tokens=CONTROL, explicit_n_vocab=RANKS + 64)
+    return tiktoken.Encoding(
+        "k2core_nano", pat_str=config["pat_str"], mergeable_ranks=ranks, special_tokens=CONTROL, explicit_n_vocab=RANKS + 64
+    )
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+# ruff: noqa: E501, SIM905  (word lists read best as text, one wording per line)
 """The wordings of arithmetic questions (see phrasing for the notation). The last three frames of each family are held out."""
 
 PLACES = ("market", "shop", "store", "bakery", "farm", "library", "school", "office", "factory", "hotel", "station", "garden", "museum", "warehouse", "kitchen", "hospital")

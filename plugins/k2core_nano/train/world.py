@@ -111,7 +111,7 @@ def evaluate(expression: str) -> Fraction:
 
 
 def near_miss(rng: random.Random, value: str) -> str:
-    """A wrong number that looks right: a digit off, neighbours swapped, sign, a digit dropped or doubled, a small difference."""
+    """A wrong number that looks right: a digit off, swapped, dropped or doubled, the sign, a small difference."""
     while True:
         digits = [place for place, letter in enumerate(value) if letter.isdigit()]
         place = rng.choice(digits)
@@ -136,7 +136,8 @@ def near_miss(rng: random.Random, value: str) -> str:
 class World:
     """The faulty tools of one question. ``faults`` are used up in order, one per call of calculator or facts.
 
-    A fault is "" (none), "timeout", "busy", "wrong" (a near miss), "negative" or "unit"; one that does not apply to the call is skipped.
+    A fault is "" (none), "timeout", "busy", "wrong" (a near miss), "negative" or "unit"; one that does not apply
+    to the call does nothing.
     """
 
     facts: Mapping[tuple[str, str], Fact]
@@ -184,6 +185,8 @@ class World:
         if fault == "negative" and row.unit:
             return "-" + text
         if fault == "unit" and row.unit:
-            other = self.rng.choice([unit for unit in ("m", "km", "kg", "km2", "people", "K", "dollars", "g/cm3") if unit != row.unit])
+            other = self.rng.choice(
+                [unit for unit in ("m", "km", "kg", "km2", "people", "K", "dollars", "g/cm3") if unit != row.unit]
+            )
             return text.replace(f" {row.unit} ", f" {other} ", 1)
         return text
