@@ -17,7 +17,7 @@ call without a section around it       taken (a section is implied); so is a fur
 text between calls, after the section  dropped from the message (vLLM; SGLang streams it); it stays in `token_ids`
 several calls                          numbered in order
 bare number, lost prefix, newline …    `markers.resolve_call`; a call is never dropped for its id
-id without arguments                   a call with ``{}``; cut off before its end, no call
+id without arguments                   a call with ``{}``; cut off before its end, or blank, no call
 empty or blank arguments               ``{}``; cut off before their end, as they are
 arguments not closed                   closed by the next call, the section's end or the turn's end (all peers but old vLLM)
 markers of thinking inside arguments   their text: a program may well contain ``<think>``
@@ -217,7 +217,7 @@ class Turn:
     def _close(self) -> None:
         """End what is open: reasoning, content, an id without arguments, or arguments."""
         self._flush()
-        if self._state == "id":
+        if self._state == "id" and self._id.strip():
             self._start_call()
         if self._state == "arguments":
             self._held = ""

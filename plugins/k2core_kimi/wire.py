@@ -50,7 +50,7 @@ def render(chat_format: KimiChatFormat, data: Any) -> dict[str, Any]:
     data = _fields(data, "messages", "tools", "generate")
     raw = _list(data.get("messages"), "messages")
     messages = [message_from_json(one, f"messages[{at}]") for at, one in enumerate(raw)]
-    tools = _list(data.get("tools") or [], "tools")
+    tools = _list([] if data.get("tools") is None else data["tools"], "tools")
     generate = _flag(data, "generate", True)
     ids = chat_format.render(messages, tools, generate=generate)
     return {"text": chat_format.render_text(messages, tools, generate=generate), "ids": ids, "count": len(ids)}
@@ -77,7 +77,7 @@ def parse(chat_format: KimiChatFormat, data: Any) -> dict[str, Any]:
     start = data.get("next_call_index", 0)
     if not isinstance(start, int) or isinstance(start, bool) or start < 0:
         raise FormatError(f"'next_call_index' is {start!r:.60}, expected a whole number from 0")
-    names = [_tool_name(one, at) for at, one in enumerate(_list(data.get("tools") or [], "tools"))]
+    names = [_tool_name(one, at) for at, one in enumerate(_list([] if data.get("tools") is None else data["tools"], "tools"))]
     thinking = _flag(data, "thinking", False)
     deltas: list[list[dict[str, Any]]]
     parser: KimiTextParser | KimiTurnParser
