@@ -11,6 +11,7 @@ from attrs import define, field
 from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
 from k2core.cli.display import Display
+from k2core.config import Value
 from k2core.errors import K2Error
 from k2core.events import Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
 from k2core.plugins import Plugins
@@ -154,14 +155,14 @@ def cost_line(asked: Asked, result: RunResult, model: dict[str, str]) -> str:
     return " · ".join(parts)
 
 
-def show_command(run: str, choice: Choice) -> str:
+def show_command(run: str, store: Value) -> str:
     """The command that shows a run."""
-    return f"k2 runs show {run}{_store(choice)}"
+    return f"k2 runs show {run}{_store(store)}"
 
 
-def continue_command(run: str, choice: Choice) -> str:
+def continue_command(run: str, store: Value) -> str:
     """The command that goes on with a run."""
-    return f'k2 run -c {run}{_store(choice)} "…"'
+    return f'k2 run -c {run}{_store(store)} "…"'
 
 
 def final_result(asked: Asked) -> RunResult:
@@ -169,8 +170,9 @@ def final_result(asked: Asked) -> RunResult:
     return result_of(asked.events)
 
 
-def _store(choice: Choice) -> str:
-    return "" if choice.store is None else f" --store {shlex.quote(str(choice.store))}"
+def _store(store: Value) -> str:
+    # what came from the environment or the file will be found there again
+    return f" --store {shlex.quote(str(store.value))}" if store.origin.startswith("flag") else ""
 
 
 def _parsed(arguments: str) -> Any:

@@ -1,11 +1,12 @@
 """Events as people read them: live while a question is worked on, and from the journal afterwards."""
 
+import json
 from collections.abc import Sequence
 
 from attrs import define, field
 
 from k2core.cli.screen import Screen, Spans
-from k2core.cli.text import arguments_text, cut, one_line
+from k2core.cli.text import arguments_text, cut, one_line, to_json
 from k2core.control import ANSWER
 from k2core.events import (
     AnswerGiven,
@@ -81,7 +82,7 @@ class Display:
             self._turn(sequence, event)
         elif isinstance(event, ToolIntent):
             limit = 100_000 if self.whole else 300
-            text = one_line(arguments_text(event.arguments), limit)
+            text = one_line(_asked(event, self.whole), limit)
             self._calls[event.index] = f"{event.name} {text}"
             self._block(sequence, f"call {event.index}", [(event.name, "cyan"), (f" {text}", "")], "cyan")
         elif isinstance(event, ToolReturned):
@@ -148,8 +149,10 @@ class Display:
             self._block(sequence, "run", [(f"{one_line(model, 300)} · seed {event.seed}", "")], "bold")
             self.screen.block("", [("tools " + ", ".join(event.tools), "dim")])
         elif isinstance(event, MessageAdded):
-            label = {"user": "question", "assistant": "says"}.get(event.role, event.name or event.role)
-            self._block(sequence, label, [(event.content, "dim" if event.role == "system" else "")], "bold")
+            label = {"user": "question", "assistant": "message"}.get(event.role, event.name or event.role)
+            # the framework's assistant message says what the answer's event says, which follows
+            content = one_line(event.content, 60) if event.role == "assistant" else event.content
+            self._block(sequence, label, [(content, "" if event.role == "user" else "dim")], "bold")
         elif isinstance(event, PlanMade) and event.text.strip() != self._thought:
             self._block(sequence, "plan", [(event.text, "")], "cyan")
         elif isinstance(event, AnswerGiven):
@@ -195,6 +198,18 @@ class Display:
 
     def _block(self, sequence: int, label: str, spans: Spans, style: str = "") -> None:
         self.screen.block(f"{sequence:>3}  {label}" if self.whole else label, spans, style)
+
+
+def _asked(event: ToolIntent, whole: bool) -> str:
+    """The arguments; of an answer its text and the number of its claims, which the verdict and the end tell in full."""
+    if event.name == ANSWER and not whole:
+        try:
+            arguments = json.loads(event.arguments)
+            claims = len(arguments["claims"])
+            return f'{to_json(str(arguments["text"]))} ({claims} claim{"" if claims == 1 else "s"})'
+        except (ValueError, RecursionError, LookupError, TypeError):
+            pass  # the registry tells the model what is wrong with it; it is shown as it was written
+    return arguments_text(event.arguments)
 
 
 def unique(findings: Sequence[Finding]) -> list[Finding]:

@@ -25,6 +25,7 @@ def run(ctx: click.Context, app: App, question: tuple[str, ...], as_json: bool, 
     settings = app.settings(**flags)
     plugins = app.plugins()
     choice, full = choice_of(settings, plugins, run)
+    store = settings.values["store"]
 
     import asyncio
 
@@ -44,12 +45,12 @@ def run(ctx: click.Context, app: App, question: tuple[str, ...], as_json: bool, 
             asked = asking.ask(runner, session, text, full, display)
         except K2Error as error:
             if display is not None and getattr(error, "run", None):
-                display.screen.block("show", [(asking.show_command(error.run, choice), "dim")], "dim")  # type: ignore[attr-defined]
+                display.screen.block("show", [(asking.show_command(error.run, store), "dim")], "dim")  # type: ignore[attr-defined]
             raise
     if asked.cancelled:
         if as_json:
             emit({"error": "interrupted", "kind": "Interrupted", "run": asked.run})
-        print_error("interrupted" + ("" if asked.run is None else f"; see {asking.show_command(asked.run, choice)}"))
+        print_error("interrupted" + ("" if asked.run is None else f"; see {asking.show_command(asked.run, store)}"))
         ctx.exit(130)
     result = asking.final_result(asked)
     if as_json:
@@ -58,7 +59,7 @@ def run(ctx: click.Context, app: App, question: tuple[str, ...], as_json: bool, 
         print_text(result.answer.text)
         display.answer_details(result.answer)
         display.screen.block("cost", [(asking.cost_line(asked, result, identity), "dim")], "dim")
-        hint = f"{asking.show_command(result.run, choice)}   {asking.continue_command(result.run, choice)}"
+        hint = f"{asking.show_command(result.run, store)}  ·  {asking.continue_command(result.run, store)}"
         display.screen.block("next", [(hint, "dim")], "dim")
     ctx.exit(asking.EXIT_CODES[result.status])
 

@@ -1,0 +1,112 @@
+"""``k2 chat``: questions and answers in one run."""
+
+import asyncio
+import sys
+from typing import Any
+
+import click
+
+from k2core.cli.app import App
+from k2core.cli.options import choice_of, session_options
+from k2core.cli.output import emit, json_option, print_error, print_text, tools_kept_off_stdout
+
+HELP = """\
+/help   this
+/tools  the tools that the model may call
+/exit   leave (Ctrl-D does too)
+Everything else is a question. Ctrl-C stops the answer that is being worked on."""
+
+
+@click.command()
+@session_options
+@json_option
+@click.pass_obj
+@click.pass_context
+def chat(ctx: click.Context, app: App, as_json: bool, run: str | None, **flags: Any) -> None:
+    """Ask several questions in one run; each line is one question.
+
+    With --json every question gives one JSON object on a line of its own, as k2 run --json does.
+    """
+    settings = app.settings(**flags)
+    plugins = app.plugins()
+    choice, full = choice_of(settings, plugins, run)
+    store = settings.values["store"]
+
+    from k2core.cli import asking
+    from k2core.cli.display import Display
+    from k2core.cli.screen import stderr_screen
+    from k2core.errors import K2Error
+
+    display = None if as_json else Display(screen=stderr_screen(), reasoning=settings["reasoning"])
+    interactive = sys.stdin.isatty() and not as_json
+    code = 0
+    with tools_kept_off_stdout(), asking.open_session(choice, plugins, display) as session, asyncio.Runner() as runner:
+        identity = dict(session.agent.model.identity())
+        if full is not None and display is not None:
+            display.remember(session.agent.journal.events(full))
+        if interactive:
+            click.echo(f"k2core chat with {identity.get('model', choice.model)}. /help lists commands.", err=True)
+        while (line := _read_line(interactive)) is not None:
+            if line in ("/exit", "/quit"):
+                break
+            if line == "/help":
+                click.echo(HELP, err=True)
+            elif line == "/tools":
+                for name in session.agent.tools.names():
+                    click.echo(f"{name:12} {session.agent.tools.get(name).description}", err=True)
+            elif line.startswith("/"):
+                print_error(f"no command '{line.split()[0]}'. Known: /exit, /help, /tools.")
+            elif line:
+                try:
+                    asked = asking.ask(runner, session, line, full, display)
+                except K2Error as error:
+                    full, code = getattr(error, "run", full), 1
+                    if as_json:
+                        emit({"error": str(error), "kind": type(error).__name__, "run": full})
+                    print_error(str(error))
+                    continue
+                full = asked.run
+                if asked.cancelled:
+                    code = 130
+                    if as_json:
+                        emit({"error": "interrupted", "kind": "Interrupted", "run": full})
+                    print_error("interrupted")
+                    if not interactive:
+                        break
+                    continue
+                result = asking.final_result(asked)
+                code = asking.EXIT_CODES[result.status]
+                if as_json:
+                    emit(asking.to_json(asked, result, identity))
+                elif display is not None:
+                    print_text(result.answer.text)
+                    display.answer_details(result.answer)
+                    display.screen.block("cost", [(asking.cost_line(asked, result, identity), "dim")], "dim")
+    if full is not None and not as_json:
+        hint = f"{asking.show_command(full, store)}  ·  {asking.continue_command(full, store)}"
+        click.echo(f"next      {hint}", err=True)
+    ctx.exit(0 if interactive else code)
+
+
+def _read_line(interactive: bool) -> str | None:
+    """The next line without its ends, None at the end of input.
+
+    Raises:
+        InputError: it is not UTF-8.
+    """
+    from k2core.errors import InputError
+
+    if interactive:
+        import readline  # noqa: F401  # importing it gives input() its editing and its history
+
+        click.echo(err=True)
+        try:
+            return input("> ").strip()
+        except EOFError:
+            click.echo(err=True)
+            return None
+    data = sys.stdin.buffer.readline()
+    try:
+        return data.decode("utf-8").strip() if data else None
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read a question from standard input: byte {error.start + 1} of the line is not UTF-8") from error

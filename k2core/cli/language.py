@@ -1,0 +1,68 @@
+"""A model's tokenizer and chat format without its weights, and JSON from a file or standard input."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from k2core.cli.options import read_stdin
+
+if TYPE_CHECKING:
+    from k2core.interfaces import ChatFormat, Tokenizer
+    from k2core.plugins import Plugins
+
+
+def tokenizer_of(plugins: "Plugins", model: str) -> "Tokenizer":
+    """The tokenizer of a registered model or of a folder.
+
+    Raises:
+        UnknownName: there is no such model.
+        InputError: the model brings its own language, which cannot be asked for.
+        TokenizerError: its files are malformed.
+    """
+    tokenizer: Tokenizer = plugins.get("tokenizer", _options(plugins, model)["tokenizer"]).load()(
+        Path(_options(plugins, model)["checkpoint"])
+    )
+    return tokenizer
+
+
+def chat_format_of(plugins: "Plugins", model: str, tokenizer: "Tokenizer") -> "ChatFormat":
+    """The chat format of a registered model or of a folder, over its tokenizer; errors as `tokenizer_of`."""
+    chat_format: ChatFormat = plugins.get("chat format", _options(plugins, model)["chat_format"]).load()(tokenizer)
+    return chat_format
+
+
+def _options(plugins: "Plugins", model: str) -> dict[str, Any]:
+    from k2core.errors import InputError, UnknownName
+
+    if model in plugins.names("model"):
+        options = dict(plugins.get("model", model).options)
+        if options["checkpoint"] is None:
+            raise InputError(f"model '{model}' has no checkpoint folder, so its tokens and its format are its own affair")
+        return options
+    if Path(model).is_dir():
+        return {"checkpoint": Path(model), "tokenizer": "kimi", "chat_format": "kimi"}
+    raise UnknownName("model", model, plugins.names("model"), "A folder with a tokenizer's files works too.")
+
+
+def read_json(file: str | None) -> Any:
+    """The JSON value in *file*, or in standard input for None and ``-``.
+
+    Raises:
+        InputError: no such file, not UTF-8, or not JSON; says where.
+    """
+    from k2core.errors import InputError
+
+    if file in (None, "-"):
+        where, text = "standard input", read_stdin("JSON")
+    else:
+        where = str(file)
+        try:
+            text = Path(where).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"cannot read {where}: byte {error.start + 1} is not UTF-8") from error
+        except OSError as error:
+            raise InputError(f"cannot read {where}: {error.strerror}") from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"cannot read {where} as JSON: {error}") from error

@@ -1,0 +1,59 @@
+"""``k2 tokens``: text to token ids and back, as JSON."""
+
+import base64
+
+import click
+
+from k2core.cli.app import App
+from k2core.cli.options import model_option, read_stdin
+from k2core.cli.output import emit, json_option
+
+control_option = click.option("--control/--no-control", default=False, help="Whether control tokens are made (off).")
+
+
+@click.group()
+def tokens() -> None:
+    """Text to token ids and back, as JSON."""
+
+
+@tokens.command()
+@click.argument("text", required=False)
+@control_option
+@model_option
+@json_option
+@click.pass_obj
+def encode(app: App, text: str | None, control: bool, model: str | None, as_json: bool) -> None:
+    """Token ids of TEXT, or of standard input to its last byte: {"ids": […], "count": n}."""
+    from k2core.cli.language import tokenizer_of
+
+    tokenizer = tokenizer_of(app.plugins(), app.settings(model=model)["model"])
+    ids = tokenizer.encode(read_stdin("text") if text in (None, "-") else str(text), control=control)
+    emit({"ids": ids, "count": len(ids)})
+
+
+@tokens.command()
+@click.argument("ids", nargs=-1)
+@click.option("--control/--no-control", default=True, help="Whether control tokens are written out (on).")
+@model_option
+@json_option
+@click.pass_obj
+def decode(app: App, ids: tuple[str, ...], control: bool, model: str | None, as_json: bool) -> None:
+    """Text of token IDS, or of those in standard input, apart by white space or commas: {"text": …, "bytes": base64}.
+
+    Bytes that are not UTF-8 are U+FFFD in "text"; "bytes" has them as they are, control tokens as their text.
+    """
+    from k2core.cli.language import tokenizer_of
+    from k2core.errors import InputError
+
+    words = " ".join(ids) if ids and ids != ("-",) else read_stdin("token ids")
+    words = words.translate(str.maketrans(",[]", "   "))
+    for word in words.split():
+        if not (word.isascii() and word.isdigit()):
+            raise InputError(f"'{word}' is not a token id. Give whole numbers from 0 on.")
+    numbers = [int(word) for word in words.split()]
+    tokenizer = tokenizer_of(app.plugins(), app.settings(model=model)["model"])
+    for number in numbers:
+        if number >= tokenizer.vocab_size:
+            raise InputError(f"there is no token {number}: ids go from 0 to {tokenizer.vocab_size - 1}")
+    raw = base64.b64encode(tokenizer.decode_bytes(numbers)).decode()
+    emit({"text": tokenizer.decode(numbers, control=control), "bytes": raw, "count": len(numbers)})

@@ -1,0 +1,40 @@
+"""``k2 warmup``: compile ahead."""
+
+import time
+
+import click
+
+from k2core.cli.app import App
+from k2core.cli.options import backend_option
+from k2core.cli.output import emit, json_option
+from k2core.cli.plugins import load_backend
+
+
+@click.command()
+@backend_option
+@json_option
+@click.pass_obj
+def warmup(app: App, backend: str | None, as_json: bool) -> None:
+    """Compile the backend's kernels ahead of the first question."""
+    from k2core.cli.screen import stderr_screen
+    from k2core.errors import Unavailable
+    from k2core.events import StatusLine
+    from k2core.interfaces import NotAvailable
+
+    name = app.settings(backend=backend)["backend"]
+    chosen = load_backend(app.plugins().get("backend", name))
+    probed = chosen.probe()
+    if isinstance(probed, NotAvailable):
+        raise Unavailable(f"backend '{name}' is not available: {probed.reason}")
+    started, screen = time.perf_counter(), stderr_screen()
+    has_warmup = callable(getattr(chosen, "warmup", None))
+    try:
+        if has_warmup:
+            chosen.warmup(lambda what, done, total: screen.status(StatusLine(text=what, done=done, total=total)))
+    finally:
+        screen.status(None)
+    seconds = round(time.perf_counter() - started, 3)
+    if as_json:
+        emit({"backend": name, "has_warmup": has_warmup, "seconds": seconds})
+    else:
+        click.echo(f"{name} is ready ({seconds:.1f} s)" if has_warmup else f"{name} has nothing to prepare")
