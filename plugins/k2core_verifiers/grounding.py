@@ -1,0 +1,142 @@
+"""Grounding: every number and every name of an answer is found in a result, in a call's arguments or in the question.
+
+A claim that names evidence must find its numbers in those calls or the question. A number that stands alone on one side of a
+true equation whose other numbers are grounded follows from them and counts as found.
+"""
+
+import re
+from fractions import Fraction
+
+from attrs import frozen
+
+from k2core.interfaces import Answer, Finding, Trajectory, Verdict
+from k2core_verifiers.common_words import MONTHS
+from k2core_verifiers.equations import Equation, find_equations
+from k2core_verifiers.names import find_names, is_english, is_near_miss
+from k2core_verifiers.quantities import Number, find_number_words, find_numbers
+from k2core_verifiers.sources import Source, events_with_name, events_with_number, sources_of
+
+_LIST_MARK = re.compile(r"(?m)^\s*\(?\d{1,2}[.)](?=\s)")
+_CALL_MARK = re.compile(r"\b(?:calls?|call numbers?|evidence)\s*:?\s*\[?#?\d+(?:(?:,| and|, and)\s*\d+)*\]?", re.I)
+_STATED_WORD = re.compile(r"\b(?:is|are|was|were|equals|=)\s+$", re.I)
+_CONVERSIONS = frozenset(Fraction(value) for value in (0, 1, 2, 4, 7, 10, 12, 24, 60, 100, 365, 1000, 3600, 1000000))
+
+
+@frozen(kw_only=True)
+class GroundingVerifier:
+    """Finds every number and name of an answer in what was observed."""
+
+    name: str = "grounding"
+
+    def verify(self, answer: Answer, trajectory: Trajectory) -> Verdict:
+        """One finding per number and name, with the events it was found in.
+
+        Hints: ``number 1082 is in no result``, ``number 1082 is not in call 0``, ``name Kenia is in no result``,
+        ``call 7 does not exist``.
+        """
+        sources = sources_of(trajectory)
+        calls = frozenset(one.index for one in trajectory.observations)
+        texts = [answer.text, *(claim.text for claim in answer.claims)]
+        derived = _derived([equation for text in texts for equation in find_equations(text)], sources)
+        findings = self._check(answer.text, None, sources, sources, calls, derived, ())
+        for place, claim in enumerate(answer.claims):
+            missing = [index for index in dict.fromkeys(claim.evidence) if index not in calls]
+            findings += [
+                Finding(
+                    verifier=self.name,
+                    subject=f"call {index}",
+                    status="unsupported",
+                    hint=f"call {index} does not exist",
+                    claim=place,
+                )
+                for index in missing
+            ]
+            cited = tuple(index for index in dict.fromkeys(claim.evidence) if index in calls)
+            own = [source for source in sources if source.index is None or source.index in cited] if cited else sources
+            findings += self._check(claim.text, place, sources, own, calls, derived, cited)
+        return Verdict(findings=tuple(findings))
+
+    def _check(
+        self,
+        text: str,
+        claim: int | None,
+        sources: list[Source],
+        own: list[Source],
+        calls: frozenset[int],
+        derived: dict[Fraction, tuple[int, ...]],
+        cited: tuple[int, ...],
+    ) -> list[Finding]:
+        findings = []
+        for number in _numbers(text, calls):
+            events = events_with_number(number, own) or derived.get(number.value, ())
+            is_found = bool(events) or number.value in derived or _is_conversion(number, text)
+            hint = f"number {number.text} is in no result"
+            if cited and not is_found and events_with_number(number, sources):
+                hint = f"number {number.text} is not in call{'s' if len(cited) > 1 else ''} {', '.join(map(str, cited))}"
+            findings.append(self._finding(f"number {number.text}", is_found, hint, events, claim))
+        english = is_english(text)
+        for name in find_names(text):
+            events = events_with_name(name, sources)
+            if not events and name.text.lower() in MONTHS:
+                month = Fraction(MONTHS[name.text.lower()])
+                events = tuple(source.event for source in sources if month in source.values)
+            if not events and not name.is_certain and not any(is_near_miss(name, source.words) for source in sources):
+                continue
+            finding = self._finding(f"name {name.text}", bool(events), f"name {name.text} is in no result", events, claim)
+            if events or english or name.kind != "words":
+                findings.append(finding)
+            else:
+                findings.append(self._unchecked(name.text, claim))
+        return list({(finding.subject, finding.status): finding for finding in reversed(findings)}.values())[::-1]
+
+    def _finding(self, subject: str, is_found: bool, hint: str, events: tuple[int, ...], claim: int | None) -> Finding:
+        return Finding(
+            verifier=self.name,
+            subject=subject,
+            status="supported" if is_found else "unsupported",
+            hint="" if is_found else hint,
+            events=events,
+            claim=claim,
+        )
+
+    def _unchecked(self, name: str, claim: int | None) -> Finding:
+        return Finding(verifier=self.name, subject=f"name {name}", status="unchecked", claim=claim)
+
+
+def _numbers(text: str, calls: frozenset[int]) -> list[Number]:
+    """The numbers that state something: no list marks, no references to existing calls; words where they are the value."""
+    blanked = _LIST_MARK.sub(lambda match: " " * len(match[0]), text)
+    for match in _CALL_MARK.finditer(blanked):
+        if all(int(index) in calls for index in re.findall(r"\d+", match[0])):
+            blanked = blanked[: match.start()] + " " * len(match[0]) + blanked[match.end() :]
+    stated = [
+        word
+        for word in find_number_words(blanked)
+        if _STATED_WORD.search(blanked[: word.start]) and re.match(r"\s*(?:[.!?,;]|$)", blanked[word.end :])
+    ]
+    return sorted(find_numbers(blanked) + stated, key=lambda number: number.start)
+
+
+def _derived(equations: list[Equation], sources: list[Source]) -> dict[Fraction, tuple[int, ...]]:
+    """Values of true equations whose operands are grounded (or follow from an earlier one), with the operands' events."""
+    derived: dict[Fraction, tuple[int, ...]] = {}
+    for equation in equations:
+        if equation.status != "supported":
+            continue
+        events: set[int] = set()
+        for operand in find_numbers(equation.expression):
+            found = events_with_number(operand, sources)
+            if not found and operand.value not in derived and operand.value not in _CONVERSIONS:
+                break
+            events.update(found or derived.get(operand.value, ()))
+        else:
+            for stated in find_numbers(equation.stated):
+                derived.setdefault(stated.value, tuple(sorted(events)))
+    return derived
+
+
+def _is_conversion(number: Number, text: str) -> bool:
+    """Whether *number* is a constant such as 60 or 100 inside an equation that holds."""
+    return number.value in _CONVERSIONS and any(
+        equation.status == "supported" and equation.start <= number.start < equation.end for equation in find_equations(text)
+    )

@@ -1,0 +1,74 @@
+"""What an answer may rest on: the question, and every successful call with its arguments."""
+
+import json
+from collections.abc import Iterable
+from fractions import Fraction
+from functools import lru_cache
+
+from attrs import frozen
+
+from k2core.interfaces import Observation, Trajectory
+from k2core_verifiers.names import Name, is_named, normalise
+from k2core_verifiers.quantities import Number, is_among, values_in
+
+CONTROL_TOOLS = frozenset(("answer", "note"))  # what the model itself wrote is no evidence
+
+
+@frozen(kw_only=True)
+class Source:
+    """One text that numbers and names may be found in.
+
+    Attributes:
+        event: the journal's event it comes from.
+        index: the call's IDX, None for the question.
+        raw: the text; a call's arguments and its result, one after the other.
+        words: the same for comparing names.
+        values: every value in it.
+    """
+
+    event: int
+    index: int | None
+    raw: str
+    words: str
+    values: frozenset[Fraction]
+
+
+def sources_of(trajectory: Trajectory) -> list[Source]:
+    """The question first, then the calls that succeeded, in order; failed calls and control tools ground nothing."""
+    sources = [_source(trajectory.question_event, None, trajectory.question)]
+    for one in trajectory.observations:
+        if one.ok and not one.text.startswith("error: ") and one.tool not in CONTROL_TOOLS:
+            sources.append(_source(one.event, one.index, f"{one.tool}\n{_argument_texts(one)}\n{one.text}"))
+    return sources
+
+
+def events_with_number(number: Number, sources: Iterable[Source]) -> tuple[int, ...]:
+    """Events of the sources that *number* is found in."""
+    return tuple(source.event for source in sources if is_among(number, source.values))
+
+
+def events_with_name(name: Name, sources: Iterable[Source]) -> tuple[int, ...]:
+    """Events of the sources that *name* is found in."""
+    return tuple(source.event for source in sources if is_named(name, source.raw, source.words))
+
+
+def _source(event: int, index: int | None, text: str) -> Source:
+    words, values = _analysed(text)
+    return Source(event=event, index=index, raw=text, words=words, values=values)
+
+
+@lru_cache(maxsize=512)
+def _analysed(text: str) -> tuple[str, frozenset[Fraction]]:
+    return normalise(text), values_in(text)
+
+
+def _argument_texts(one: Observation) -> str:
+    try:
+        arguments = json.loads(one.arguments)
+    except (ValueError, RecursionError):
+        return one.arguments
+    if isinstance(arguments, dict):
+        return "\n".join(
+            value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in arguments.values()
+        )
+    return one.arguments
