@@ -53,9 +53,9 @@ class _Reader:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.geometry, self.columns = checkpoint, checkpoint.geometry, kernels()
         geometry = self.geometry
-        if geometry.quantisation is None and geometry.moe_layers:
+        if geometry.moe_layers and not checkpoint.experts_are_packed:
             raise CheckpointError(
-                f"cannot load {checkpoint.folder}: its experts are not INT4 (config.json has no quantization_config). "
+                f"cannot load {checkpoint.folder}: its experts are not INT4. "
                 "The numba backend needs pack-quantized experts."
             )
         self.addresses = np.zeros((geometry.num_hidden_layers + 1, self.columns.COLUMNS), np.int64)

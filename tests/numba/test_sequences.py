@@ -1,0 +1,191 @@
+"""Handles: fork, truncate, free, memory, and refusals that change nothing."""
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from k2core.errors import K2Error, ShapeError
+from k2core.interfaces import Routing, SequenceInput, Want
+from k2core.testing.checkpoints import write_tiny_checkpoint
+from k2core_numba.backend import NumbaBackend
+
+
+def extend(model, handle, ids):
+    """Append ids and give the last logits."""
+    return model.forward([SequenceInput(handle=handle, token_ids=ids)]).logits[0]
+
+
+def fresh(model, ids):
+    """The last logits of ids in a sequence of their own."""
+    handle = model.new_sequence()
+    logits = extend(model, handle, ids)
+    model.free(handle)
+    return logits
+
+
+@pytest.mark.parametrize("length", [1, 16, 63, 64, 65, 100])
+def test_a_fork_goes_its_own_way(model, length):
+    """Parent and fork write after the shared part without seeing each other, wherever the cut lies in a page."""
+    ids = [index % 100 for index in range(100)]
+    parent = model.new_sequence()
+    extend(model, parent, ids)
+    child = model.fork(parent, length)
+    assert model.length(child) == length
+    np.testing.assert_array_equal(extend(model, child, [7, 8]), fresh(model, [*ids[:length], 7, 8]))
+    np.testing.assert_array_equal(extend(model, parent, [9]), fresh(model, [*ids, 9]))
+    model.free(parent)
+    np.testing.assert_array_equal(extend(model, child, [3]), fresh(model, [*ids[:length], 7, 8, 3]))
+
+
+def test_a_fork_costs_nothing_until_it_writes(model):
+    """Shared pages belong to nobody alone; freeing one owner gives them to the other."""
+    assert model.fork_is_shared
+    parent = model.new_sequence()
+    extend(model, parent, [1] * 100)
+    page = model.bytes_of(parent) // 2
+    child = model.fork(parent, 100)
+    assert model.bytes_of(parent) == model.bytes_of(child) == 0
+    extend(model, child, [2])
+    assert model.bytes_of(child) == model.bytes_of(parent) == page
+    model.free(child)
+    assert model.bytes_of(parent) == 2 * page
+
+
+def test_the_cache_holds_latents_only(model):
+    """A page's bytes are positions times layers times rank + rope float32, nothing expanded."""
+    handle = model.new_sequence()
+    extend(model, handle, [1])
+    assert model.bytes_of(handle) == 64 * model.geometry.cache_values_per_token * 4
+
+
+class Sequences(RuleBasedStateMachine):
+    """Random histories of several sequences beside lists of ids; every logit must be that of a fresh sequence."""
+
+    model = None
+
+    @initialize()
+    def start(self):
+        self.ids = {}
+
+    @precondition(lambda self: len(self.ids) < 4)
+    @rule()
+    def new(self):
+        self.ids[self.model.new_sequence()] = []
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data(), ids=st.lists(st.integers(0, 132), min_size=1, max_size=40))
+    def extend(self, data, ids):
+        handle = data.draw(st.sampled_from(sorted(self.ids)))
+        self.ids[handle] += ids
+        np.testing.assert_array_equal(extend(self.model, handle, ids), fresh(self.model, self.ids[handle]))
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data())
+    def truncate(self, data):
+        handle = data.draw(st.sampled_from(sorted(self.ids)))
+        length = data.draw(st.integers(0, len(self.ids[handle])))
+        self.model.truncate(handle, length)
+        del self.ids[handle][length:]
+
+    @precondition(lambda self: 0 < len(self.ids) < 4)
+    @rule(data=st.data())
+    def fork(self, data):
+        handle = data.draw(st.sampled_from(sorted(self.ids)))
+        length = data.draw(st.integers(0, len(self.ids[handle])))
+        self.ids[self.model.fork(handle, length)] = self.ids[handle][:length]
+
+    @precondition(lambda self: self.ids)
+    @rule(data=st.data())
+    def free(self, data):
+        handle = data.draw(st.sampled_from(sorted(self.ids)))
+        self.model.free(handle)
+        del self.ids[handle]
+
+    def teardown(self):
+        for handle, ids in self.ids.items():
+            assert self.model.length(handle) == len(ids)
+            self.model.free(handle)
+
+
+def test_any_history_leaves_what_its_ids_say(tmp_path):
+    """Whatever was forked, cut and freed before, a sequence's next logits depend on its ids alone."""
+    model = NumbaBackend().load(write_tiny_checkpoint(tmp_path, seed=2, max_position_embeddings=100_000))
+    machine = type("Histories", (Sequences,), {"model": model})
+    machine.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
+    machine.TestCase().runTest()
+    model.close()
+
+
+def test_refusals_change_nothing(model):
+    """Every malformed batch is a K2Error, and the sequences are as long as before and go on with the same bits."""
+    good, other = model.new_sequence(), model.new_sequence()
+    extend(model, good, [1, 2, 3])
+    vocab, most = model.geometry.vocab_size, model.geometry.max_position_embeddings
+    fine = SequenceInput(handle=other, token_ids=[1])
+    for batch, complaint in (
+        ([], "empty"),
+        ([fine, SequenceInput(handle=good, token_ids=[])], "no new tokens"),
+        ([fine, SequenceInput(handle=good, token_ids=[vocab])], f"token id {vocab}"),
+        ([fine, SequenceInput(handle=good, token_ids=[-1])], "token id -1"),
+        ([fine, SequenceInput(handle=999, token_ids=[1])], "no sequence with handle 999"),
+        ([fine, fine], "twice"),
+        ([fine, SequenceInput(handle=good, token_ids=[1] * (most - 2))], f"{most} positions"),
+    ):
+        with pytest.raises(K2Error, match=complaint):
+            model.forward(batch)
+        assert (model.length(good), model.length(other)) == (3, 0)
+    np.testing.assert_array_equal(extend(model, good, [4]), fresh(model, [1, 2, 3, 4]))
+
+
+def test_the_last_position_can_be_used(model):
+    """A sequence may be as long as the model has positions, and not longer."""
+    handle, most = model.new_sequence(), model.geometry.max_position_embeddings
+    model.forward([SequenceInput(handle=handle, token_ids=[1] * most)], Want(logits="none"))
+    assert model.length(handle) == most
+    with pytest.raises(K2Error, match="positions"):
+        extend(model, handle, [1])
+
+
+def test_dead_handles_and_bad_lengths_are_refused(model):
+    """A freed handle is unknown to every method; a cut must lie within the sequence."""
+    handle = model.new_sequence()
+    extend(model, handle, [1, 2])
+    for wrong in (-1, 3):
+        with pytest.raises(K2Error, match="it has 2 tokens"):
+            model.truncate(handle, wrong)
+        with pytest.raises(K2Error, match="it has 2 tokens"):
+            model.fork(handle, wrong)
+    model.free(handle)
+    for call in (
+        model.length, model.bytes_of, model.free, lambda h: model.fork(h, 0), lambda h: model.truncate(h, 0),
+    ):  # fmt: skip
+        with pytest.raises(K2Error, match=f"no sequence with handle {handle}"):
+            call(handle)
+
+
+def test_the_expert_seam_refuses_what_does_not_fit(model):
+    """A dense layer, a wrong width, a wrong routing and an expert that does not exist are one clear error each."""
+    layer, hidden = model.geometry.moe_layers.start, model.geometry.hidden_size
+    x = np.ones((2, hidden), np.float32)
+    routing = model.moe.route(layer, x)
+    with pytest.raises(K2Error, match="layer 0 has no experts"):
+        model.moe.route(0, x)
+    with pytest.raises(ShapeError, match="expected"):
+        model.moe.route(layer, x[:, 1:])
+    with pytest.raises(ShapeError, match="routing has"):
+        model.moe.experts(layer, x[:1], routing)
+    with pytest.raises(K2Error, match="expert ids reach"):
+        model.moe.experts(layer, x, Routing(expert_ids=routing.expert_ids + 100, weights=routing.weights))
+
+
+def test_a_closed_model_says_so(folder):
+    """After close every use is one clear error."""
+    model = NumbaBackend().load(folder)
+    handle = model.new_sequence()
+    model.close()
+    with pytest.raises(K2Error, match="closed"):
+        model.forward([SequenceInput(handle=handle, token_ids=[1])])
+    with pytest.raises(K2Error, match="closed"):
+        model.moe.route(2, np.ones((1, 4), np.float32))
