@@ -60,6 +60,7 @@ class Journal:
     _writer: threading.Thread | None = field(default=None, init=False)
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
     _closed: bool = field(default=False, init=False)
+    _last_id: int = field(default=0, init=False)
 
     @classmethod
     def open(
@@ -84,6 +85,8 @@ class Journal:
         """
         chosen = default_path() if path is None else Path(path)
         file = JournalFile(path=chosen, busy_timeout_s=busy_timeout_s, max_bytes=max_bytes)
+        if chosen.is_dir():
+            raise JournalError(f"cannot open the journal {chosen}: it is a folder. Give a file with --store.")
         if file.exists():
             with file.reading():
                 pass
@@ -94,14 +97,18 @@ class Journal:
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def start_run(self) -> str:
-        """A new run's id, e.g. ``261124-002639-x7qab``: UTC date and time, then milliseconds and chance.
+        """A new run's id, e.g. ``261124-002639-x7qab2``: UTC date and time, then milliseconds and chance.
 
-        Ids sort by time. Nothing is written until the run's first event is appended.
+        Ids sort by time; those of one journal object are strictly ascending. Nothing is written until the run's first
+        event is appended.
         """
-        now = time.time_ns() // 1_000_000
-        stamp = datetime.fromtimestamp(now // 1000, UTC).strftime("%y%m%d-%H%M%S")
-        tail = (now % 1000) << 15 | secrets.randbits(15)
-        return f"{stamp}-" + "".join(ALPHABET[tail >> shift & 31] for shift in (20, 15, 10, 5, 0))
+        with self._lock:
+            now = (time.time_ns() // 1_000_000 << 20) | secrets.randbits(20)
+            self._last_id = now = max(now, self._last_id + 1)
+        milliseconds = now >> 20
+        stamp = datetime.fromtimestamp(milliseconds // 1000, UTC).strftime("%y%m%d-%H%M%S")
+        tail = (milliseconds % 1000) << 20 | now & 0xFFFFF
+        return f"{stamp}-" + "".join(ALPHABET[tail >> shift & 31] for shift in (25, 20, 15, 10, 5, 0))
 
     async def append(self, run: str, *events: Event) -> list[Stored]:
         """Store *events* at the end of *run*, all or none; they are on disk when this returns.
@@ -217,9 +224,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
     # ── reading ─────────────────────────────────────────────────────────────────────────────────────────────────────

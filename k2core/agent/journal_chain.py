@@ -38,9 +38,7 @@ def _row_hash(previous: bytes, run: bytes, sequence: int, moment: bytes, kind: b
     return digest.hexdigest()
 
 
-Row = tuple[
-    object, object, object, object, object, object
-]  # run, sequence, time, kind, body, hash: as SQLite gives them
+Row = tuple[object, object, object, object, object, object]  # run, sequence, time, kind, body, hash: as SQLite gives them
 
 
 def verified(run: str, rows: Iterable[Row]) -> Iterator[Stored]:
@@ -68,9 +66,7 @@ def _checked(previous: bytes, expected: int, row: Row) -> Event:
     run, sequence, moment, kind, body, found = row
     if sequence != expected:
         raise ValueError(f"event {sequence!r} follows event {expected - 1}")
-    if not (
-        isinstance(run, bytes) and isinstance(moment, bytes) and isinstance(kind, bytes) and isinstance(body, bytes)
-    ):
+    if not (isinstance(run, bytes) and isinstance(moment, bytes) and isinstance(kind, bytes) and isinstance(body, bytes)):
         raise ValueError("a column has another type than text")
     if _row_hash(previous, run, expected, moment, kind, body).encode() != found:
         raise ValueError("its content does not fit its hash")

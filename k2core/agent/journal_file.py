@@ -140,8 +140,7 @@ class JournalFile:
             if application == 0 and version == 0 and tables == 0:
                 return False
             raise JournalError(
-                f"cannot open the journal {self.path}: it is a SQLite file of another program. "
-                "Give another with --store."
+                f"cannot open the journal {self.path}: it is a SQLite file of another program. Give another with --store."
             )
         if version > SCHEMA_VERSION:
             raise JournalVersionError(
