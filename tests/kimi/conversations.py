@@ -1,8 +1,11 @@
 """Hypothesis strategies of the chat format's tests: assistant turns and whole conversations."""
 
 import json
+from collections.abc import Mapping
 
+from attrs import evolve
 from hypothesis import strategies as st
+from k2core_kimi.parser import TEXT_MARKERS
 
 from k2core.messages import Message, ToolCall
 
@@ -20,9 +23,10 @@ LOOKALIKES = [
     "[EOS]",
     "<|reserved_token_300|>",
 ]
-plain_text = st.text(max_size=12) | st.lists(
-    st.sampled_from(["a", " ", "\n", "<", "|", ">", "<|", "<|tool", "</", "🙂", "é", "你", "{}", "functions.x:0"]), max_size=6
-).map("".join)
+pieces = ["a", " ", "\n", "<", "|", ">", "<|", "<|tool", "</", "🙂", "é", "你", "{}", "functions.x:0"]
+plain_text = (st.text(max_size=12) | st.lists(st.sampled_from(pieces), max_size=6).map("".join)).filter(
+    lambda text: not any(marker in text for marker in TEXT_MARKERS)
+)
 any_text = st.lists(plain_text | st.sampled_from(LOOKALIKES), max_size=4).map("".join)
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.\-]{0,12}", fullmatch=True)
 
@@ -66,9 +70,9 @@ def steps(draw: st.DrawFn) -> list[Message]:
     """One assistant message with calls, and the results of all of them or of the first."""
     turn = draw(turns(any_text).filter(lambda turn: bool(turn.tool_calls)))
     style = draw(st.sampled_from(["native", "foreign", "same"]))
-    ids = {"native": lambda call, at: call.id, "foreign": lambda call, at: f"call_{at}", "same": lambda call, at: "x"}[style]
     calls = tuple(
-        ToolCall(id=ids(call, at), name=call.name, arguments=call.arguments) for at, call in enumerate(turn.tool_calls)
+        evolve(call, id={"native": call.id, "foreign": f"call_{at}", "same": "x"}[style])
+        for at, call in enumerate(turn.tool_calls)
     )
     token_ids = draw(st.none() | st.lists(st.integers(0, 200), max_size=5).map(tuple))
     step = Message(
@@ -88,5 +92,5 @@ def steps(draw: st.DrawFn) -> list[Message]:
     return [step, *results]
 
 
-def _json(value: dict[str, object]) -> str:
+def _json(value: Mapping[str, object]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
