@@ -18,7 +18,9 @@ from attrs import field, frozen
 from k2core.errors import InputError, K2Error
 from k2core.interfaces import Array, GenerateOptions
 
-_FIRST_LOOK = 128  # candidates sorted first; most nuclei are smaller, and sorting a whole vocabulary is slow
+# A nucleus is looked for among tokens at least so probable relative to the best: sorting a whole vocabulary is slow, and
+# the last floor leaves out only what float64 calls zero.
+_FLOORS = (1e-2, 1e-4, 5e-324)
 
 
 def _validate(options: Any, attribute: Any, value: float) -> None:
@@ -105,26 +107,26 @@ class Sampler:
     def _allowed(self, weights: Array) -> Array | None:
         """Ids of the nucleus cut by min_p, ascending, or None for all."""
         if self.top_p < 1.0:
-            ids = _nucleus(weights, self.top_p * float(weights.sum()))
-            return ids[weights[ids] >= self.min_p]
+            return _nucleus(weights, self.top_p * float(weights.sum()), self.min_p)
         return np.flatnonzero(weights >= self.min_p) if self.min_p > 0.0 else None
 
 
-def _nucleus(weights: Array, mass: float) -> Array:
-    """The fewest ids whose weights, largest first, sum to at least *mass*; at least one; ascending."""
-    look = _FIRST_LOOK
-    while look < len(weights):
-        edge = np.partition(weights, len(weights) - look)[len(weights) - look]
-        ids = np.flatnonzero(weights >= edge)  # all ties of the edge, so that the lowest ids come first among them
-        if float(weights[ids].sum()) >= mass:
+def _nucleus(weights: Array, mass: float, least: float) -> Array:
+    """The fewest ids whose weights, largest first, sum to *mass*; of these the ones of at least *least*; ascending.
+
+    Args:
+        weights: (vocab,) float64, the largest is 1.
+        mass: at most the sum of the weights.
+        least: at most 1; ids below it come last in the order, so they need not be sorted.
+    """
+    for floor in _FLOORS:
+        ids = np.flatnonzero(weights >= max(floor, least))
+        kept = weights[ids]
+        if floor <= least or float(kept.sum()) >= mass:
             break
-        look *= 8
-    else:
-        ids = np.arange(len(weights))
-    order = ids[np.argsort(-weights[ids], kind="stable")]
-    sums = np.cumsum(weights[order])
-    count = min(int(np.searchsorted(sums, mass, side="left")) + 1, int(np.count_nonzero(weights[order])))
-    return np.sort(order[: max(1, count)])
+    order = np.argsort(-kept, kind="stable")
+    count = int(np.searchsorted(np.cumsum(kept[order]), mass, side="left")) + 1
+    return np.sort(ids[order[:count]])
 
 
 def uniform(seed: int, path: int, position: int) -> float:

@@ -121,6 +121,8 @@ class ByteParser:
                 call = f"functions.{self._name()}:{self._next + len(self._calls) - 1}"
                 self._calls[-1][0] = call
                 out.append(CallStarted(index=len(self._calls) - 1, id=call, name=self._name()))
+            if name == "<arguments>" and self._part != "id":
+                continue  # arguments of no call: skipped, the part goes on
             self._part = {"<think>": "reasoning", "<call>": "id", "<arguments>": "arguments"}.get(name, "content")
             self._thought |= name == "<think>"
             self.done = name == "<end>"

@@ -14,7 +14,7 @@ from k2core.interfaces import GenerateOptions
 
 # few distinct values, so that ties are common; -inf forbids
 values = st.one_of(st.integers(-6, 6).map(float), st.floats(-30, 30, width=32), st.just(-math.inf))
-logits_rows = arrays.arrays(np.float32, st.integers(1, 400), elements=values).filter(lambda row: np.isfinite(row.max()))
+logits_rows = arrays.arrays(np.float32, st.integers(1, 150), elements=values).filter(lambda row: np.isfinite(row.max()))
 temperatures = st.floats(0.05, 5)
 shares = st.floats(0, 1)
 samplers = st.builds(
