@@ -17,7 +17,7 @@ sure ten than thank thanks that that's the their theirs them then there there's 
 three through throughout thus to today together tomorrow too toward two under unfortunately unless unlike until unto up upon
 us very via was wasn't we well were what whatever when whenever where whereas wherever whether which whichever while who whom
 whose why will with within without won't would yes yesterday yet you you're your yours zero dear mr mrs ms dr prof sir q
-i.e e.g etc vs n/a am pm ad bc ce bce
+i.e e.g etc vs n/a am pm ad bc ce bce eur usd gbp chf jpy cny inr
 """
 _ORDINARY_WORDS = """
 add added adding addition additional age altitude amount amounts analysis annual answer answers apparently apple apples approach

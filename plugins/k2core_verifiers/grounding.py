@@ -1,7 +1,8 @@
 """Grounding: every number and every name of an answer is found in a result, in a call's arguments or in the question.
 
 A claim that names evidence must find its numbers in those calls or the question. A number that stands alone on one side of a
-true equation whose other numbers are grounded follows from them and counts as found.
+true equation whose other numbers are grounded follows from them and counts as found; so do the parts of a true equation whose
+value is grounded (``20*47 + 3*47 = 1081``) and constants such as 60 or 100 in a true equation.
 """
 
 import re
@@ -67,9 +68,12 @@ class GroundingVerifier:
         cited: tuple[int, ...],
     ) -> list[Finding]:
         findings = []
+        holding = [equation for equation in find_equations(text) if equation.status == "supported"]
+        splits = [one for one in holding if all(events_with_number(number, own) for number in find_numbers(one.stated))]
         for number in _numbers(text, calls):
             events = events_with_number(number, own) or derived.get(number.value, ())
-            is_found = bool(events) or number.value in derived or _is_conversion(number, text)
+            is_found = bool(events) or number.value in derived or _is_inside(number, splits)
+            is_found = is_found or (number.value in _CONVERSIONS and _is_inside(number, holding))
             hint = f"number {number.text} is in no result"
             if cited and not is_found and events_with_number(number, sources):
                 hint = f"number {number.text} is not in call{'s' if len(cited) > 1 else ''} {', '.join(map(str, cited))}"
@@ -135,8 +139,5 @@ def _derived(equations: list[Equation], sources: list[Source]) -> dict[Fraction,
     return derived
 
 
-def _is_conversion(number: Number, text: str) -> bool:
-    """Whether *number* is a constant such as 60 or 100 inside an equation that holds."""
-    return number.value in _CONVERSIONS and any(
-        equation.status == "supported" and equation.start <= number.start < equation.end for equation in find_equations(text)
-    )
+def _is_inside(number: Number, equations: list[Equation]) -> bool:
+    return any(equation.start <= number.start < equation.end for equation in equations)

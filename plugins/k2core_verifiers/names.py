@@ -26,12 +26,15 @@ _FILES = "|".join(sorted(suffix[1:] for suffix in SUFFIXES))
 _IDENTIFIER = re.compile(
     rf"https?://[^\s)\]>,]+|(?<![\w./-])[\w./-]*\w\.(?:{_FILES})\b|(?<![\w°])[^\W\d_]\w*(?:_\w+|\d\w*)|\b[a-z]+[A-Z]\w*"
 )
-_NAME_FOLLOWS = re.compile(
-    r"(?:['’]s\b| (?:has|have|had|is|was|are|were|and|or|lies|covers|with|at|in|by)\b|[,;]|\s*[.!?]?\s*$)"
+_VERBS = (
+    "has|have|had|is|was|are|were|lies|covers|melts|boils|weighs|measures|costs|pays|lives|lived|died|won|wins|wrote|opened|closed|"
+    "became|becomes|remains|comes|came|goes|went|designed|built|created|discovered|invented|founded|makes|made|holds|contains|"
+    "leads|ranks|says|said"
 )
+_NAME_FOLLOWS = re.compile(rf"['’]s\b| (?:and|or|with|at|in|by|{_VERBS})\b|[,;]|\s*[.!?]?\s*$")
 _START = re.compile(r"(?:^|[.!?\n;])[\s\"“'‘(\[*_#>•-]*$")
 _NO_NAME_ENDS = ("ing", "ion", "ions", "ly", "ment", "ness", "ity", "ed", "ance", "ence")
-_ADJECTIVE_ENDS = ("", "s", "n", "an", "ian", "ese", "ish", "ic", "i", "nian")
+_ADJECTIVE_ENDS = ("", "s", "n", "an", "ian", "ese", "ish", "ic", "i", "nian", "ns", "ans", "ians")
 _NOUN_ENDS = ("", "s", "a", "e", "y", "ia", "o")
 
 
@@ -153,7 +156,7 @@ def _name_of(text: str, run: list[re.Match[str]]) -> Name | None:
     is_certain = True
     if at_start and len(run) == 1:
         follows = _NAME_FOLLOWS.match(text, end) or written != text[start:end]
-        is_certain = bool(follows) and not written.lower().endswith(_NO_NAME_ENDS)
+        is_certain = bool(follows) and not re.search(r"-[a-z]", written) and not written.lower().endswith(_NO_NAME_ENDS)
     return Name(text=written, start=start, kind="words", is_certain=is_certain)
 
 
@@ -167,7 +170,7 @@ def _plain(word: str) -> str:
 
 def _is_unit(text: str, word: re.Match[str]) -> bool:
     before = text[max(0, word.start() - 2) : word.start()]
-    return word[0] in _unit_spellings() and bool(re.search(r"[\d°] ?$|°", before))
+    return (word[0] in _unit_spellings() or word[0].lower() in _unit_spellings()) and bool(re.search(r"[\d°] ?$|°", before))
 
 
 def _is_inflected(word: str, words: str) -> bool:

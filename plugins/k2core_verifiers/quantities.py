@@ -5,7 +5,6 @@ A number with decimals, a scale word or a word like *about* may be a rounding of
 """
 
 import re
-from collections.abc import Iterable
 from fractions import Fraction
 
 from attrs import frozen
@@ -90,8 +89,8 @@ def is_among(number: Number, values: frozenset[Fraction]) -> bool:
 
 
 def is_rounding(stated: Fraction, unit: Fraction, truth: Fraction, direction: int = 0) -> bool:
-    """Whether *stated* is *truth* rounded to steps of *unit*, at most 5 % away; *direction* as in `Number`."""
-    if abs(stated - truth) * 20 > abs(truth):
+    """Whether *stated* is *truth* rounded to steps of *unit*, whole ones at most 5 % away; *direction* as in `Number`."""
+    if unit >= 1 and abs(stated - truth) * 20 > abs(truth):
         return False
     if abs(stated - truth) * 2 <= unit:
         return True
@@ -103,13 +102,7 @@ def _found(value: Fraction, number: Number, values: frozenset[Fraction]) -> bool
         return True
     if not number.is_rounded:
         return False
-    return any(
-        is_rounding(value, number.unit, truth if value < 0 else abs(truth), number.direction) for truth in _near(value, values)
-    )
-
-
-def _near(value: Fraction, values: Iterable[Fraction]) -> list[Fraction]:
-    return [truth for truth in values if abs(abs(truth) - abs(value)) * 20 <= abs(truth)]
+    return any(is_rounding(value, number.unit, truth if value < 0 else abs(truth), number.direction) for truth in values)
 
 
 def _number(text: str, match: re.Match[str]) -> Number:
