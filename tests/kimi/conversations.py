@@ -28,7 +28,12 @@ plain_text = (st.text(max_size=12) | st.lists(st.sampled_from(pieces), max_size=
     lambda text: not any(marker in text for marker in TEXT_MARKERS)
 )
 any_text = st.lists(plain_text | st.sampled_from(LOOKALIKES), max_size=4).map("".join)
-names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.\-]{0,12}", fullmatch=True)
+names = st.text("abXY_09.-", min_size=1, max_size=6).map("f{}".format)
+bodies = st.lists(st.sampled_from([*pieces, *LOOKALIKES]), max_size=3).map("".join)  # cheap: a conversation has many
+
+
+def _json(value: Mapping[str, object]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def arguments(texts: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
@@ -50,47 +55,51 @@ def turns(texts: st.SearchStrategy[str], *, first_index: int = 0) -> st.SearchSt
     return st.builds(build, texts, texts, st.lists(st.tuples(names, arguments(texts)), max_size=3))
 
 
-@st.composite
-def conversations(draw: st.DrawFn) -> list[Message]:
-    """Conversations with foreign or missing call ids, results in any order, several finished answers."""
-    messages: list[Message] = []
-    if draw(st.booleans()):
-        messages.append(Message(role="system", content=draw(any_text)))
-    for _ in range(draw(st.integers(0, 3))):
-        messages.append(Message(role=draw(st.sampled_from(["user", "user", "_input"])), content=draw(any_text)))
-        for _ in range(draw(st.integers(0, 2))):
-            messages += draw(steps())
-        if draw(st.booleans()):
-            messages.append(Message(role="assistant", content=draw(any_text), reasoning=draw(st.none() | any_text)))
-    return messages
+CALLING_TURNS = turns(bodies).filter(lambda turn: bool(turn.tool_calls))
+ROLES = st.sampled_from(["user", "user", "_input"])
+STYLES = st.sampled_from(["native", "foreign", "same"])
+OWN_IDS = st.none() | st.lists(st.integers(0, 200), max_size=5).map(tuple)
+THOUGHTS = st.none() | bodies
 
 
 @st.composite
 def steps(draw: st.DrawFn) -> list[Message]:
     """One assistant message with calls, and the results of all of them or of the first."""
-    turn = draw(turns(any_text).filter(lambda turn: bool(turn.tool_calls)))
-    style = draw(st.sampled_from(["native", "foreign", "same"]))
+    turn = draw(CALLING_TURNS)
+    style = draw(STYLES)
     calls = tuple(
         evolve(call, id={"native": call.id, "foreign": f"call_{at}", "same": "x"}[style])
         for at, call in enumerate(turn.tool_calls)
     )
-    token_ids = draw(st.none() | st.lists(st.integers(0, 200), max_size=5).map(tuple))
-    step = Message(
-        role="assistant", reasoning=draw(st.none() | any_text), content=turn.content, tool_calls=calls, token_ids=token_ids
-    )
+    token_ids = draw(OWN_IDS)
+    step = Message(role="assistant", reasoning=draw(THOUGHTS), content=turn.content, tool_calls=calls, token_ids=token_ids)
     order = draw(st.permutations(calls))[: draw(st.integers(0, len(calls)))]
     with_id = draw(st.booleans())
     results = [
         Message(
             role="tool",
-            content=draw(any_text),
+            content=draw(bodies),
             tool_call_id=call.id if with_id else None,
-            name=draw(st.none() | st.just(call.name)),
+            name=draw(st.sampled_from((None, call.name))),
         )
         for call in order
     ]
     return [step, *results]
 
 
-def _json(value: Mapping[str, object]) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+STEPS = steps()
+
+
+@st.composite
+def conversations(draw: st.DrawFn) -> list[Message]:
+    """Conversations with foreign or missing call ids, results in any order, several finished answers."""
+    messages: list[Message] = []
+    if draw(st.booleans()):
+        messages.append(Message(role="system", content=draw(bodies)))
+    for _ in range(draw(st.integers(0, 3))):
+        messages.append(Message(role=draw(ROLES), content=draw(bodies)))
+        for _ in range(draw(st.integers(0, 2))):
+            messages += draw(STEPS)
+        if draw(st.booleans()):
+            messages.append(Message(role="assistant", content=draw(bodies), reasoning=draw(THOUGHTS)))
+    return messages
