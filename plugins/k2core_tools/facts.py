@@ -154,7 +154,8 @@ class FactsStore:
             return found[0]
         if len(found) > 1:
             raise ToolError(f"no entity '{entity}'. Nearest: {', '.join(sorted(found))}")
-        near = nearest_names(_key(entity), names, NEAREST + 2)
+        codes = len(_key(entity)) <= 3  # codes and symbols resemble anything, so they are offered only for one another
+        near = nearest_names(_key(entity), [key for key in names if codes or len(key) > 3] or names, NEAREST + 2)
         listed = list(dict.fromkeys(owner for key in near for owner in names[key]))[:NEAREST]
         raise ToolError(f"no entity '{entity}'. Nearest: {', '.join(listed) or 'none'}")
 
