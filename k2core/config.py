@@ -127,7 +127,8 @@ class Settings:
                 values[key.name] = Value(key=key, value=_checked(key, flag, origin), origin=origin)
             elif environ.get(key.variable):
                 origin = f"environment {key.variable}"
-                values[key.name] = Value(key=key, value=_checked(key, _parsed(key, environ[key.variable], origin), origin), origin=origin)
+                value = _checked(key, _parsed(key, environ[key.variable], origin), origin)
+                values[key.name] = Value(key=key, value=value, origin=origin)
             elif key.name in in_file:
                 origin = f"file {path}"
                 value = _checked(key, in_file[key.name], f"{path}: {key.name}")

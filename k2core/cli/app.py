@@ -4,33 +4,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from attrs import define, field
 
 if TYPE_CHECKING:
     from k2core.config import Settings
     from k2core.plugins import Plugins
 
 
-@define(kw_only=True)
 class App:
-    """One invocation of ``k2``.
+    """One invocation of ``k2``; no record of attrs, which ``k2 run --help`` need not import."""
 
-    Attributes:
-        log_level: as given by flag.
-        file: settings file as given by flag.
-    """
-
-    log_level: str | None = None
-    file: str | None = None
-    _settings: "Settings | None" = field(default=None, init=False)
+    def __init__(self, *, log_level: str | None, file: str | None) -> None:
+        """Take what was given by flag in front of the command."""
+        self._log_level = log_level
+        self._file = file
+        self._settings: Settings | None = None
 
     def settings(self, **flags: Any) -> "Settings":
         """Settings in force with *flags* on top; configures logging."""
         from k2core.cli.logs import configure
         from k2core.config import Settings
 
-        file = Path(self.file) if self.file else None
-        settings = Settings.load({"log_level": self.log_level, **flags}, file=file)
+        file = Path(self._file) if self._file else None
+        settings = Settings.load({"log_level": self._log_level, **flags}, file=file)
         configure(settings["log_level"])
         self._settings = settings
         return settings

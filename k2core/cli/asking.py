@@ -58,7 +58,8 @@ def ask(runner: asyncio.Runner, session: Session, question: str, run: str | None
     asked = Asked(run=run)
 
     async def work() -> None:
-        async with contextlib.aclosing(session.agent.stream(question, run=run)) as items:
+        stream: Any = session.agent.stream(question, run=run)
+        async with contextlib.aclosing(stream) as items:
             async for item in items:
                 if isinstance(item, Stored):
                     asked.run = item.run

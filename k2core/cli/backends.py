@@ -1,5 +1,7 @@
 """``k2 backends``: what can run models here, or why not."""
 
+from typing import Any
+
 import click
 
 from k2core.cli.app import App, Nouns
@@ -20,7 +22,7 @@ def list_backends(app: App, as_json: bool) -> None:
     from k2core.errors import PluginError
     from k2core.interfaces import Available
 
-    found = []
+    found: list[dict[str, Any]] = []
     for entry in app.plugins().entries("backend"):
         device, detail = "", ""
         try:
@@ -30,9 +32,7 @@ def list_backends(app: App, as_json: bool) -> None:
         else:
             available = isinstance(probed, Available)
             device, detail = (probed.device, probed.detail) if isinstance(probed, Available) else ("", probed.reason)
-        found.append(
-            {"name": entry.name, "available": available, "device": device, "detail": detail, "plugin": entry.plugin}
-        )
+        found.append({"name": entry.name, "available": available, "device": device, "detail": detail, "plugin": entry.plugin})
     if as_json:
         emit({"backends": found})
         return

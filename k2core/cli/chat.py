@@ -22,7 +22,7 @@ Everything else is a question. Ctrl-C stops the answer that is being worked on."
 @json_option
 @click.pass_obj
 @click.pass_context
-def chat(ctx: click.Context, app: App, as_json: bool, run: str | None, **flags: Any) -> None:
+def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flags: Any) -> None:
     """Ask several questions in one run; each line is one question.
 
     With --json every question gives one JSON object on a line of its own, as k2 run --json does.
@@ -79,12 +79,13 @@ def chat(ctx: click.Context, app: App, as_json: bool, run: str | None, **flags: 
                 if as_json:
                     emit(asking.to_json(asked, result, identity))
                 elif display is not None:
-                    print_text(result.answer.text)
+                    display.screen.gap()
+                    print_text(result.answer.text, bold=True)
+                    display.screen.gap()
                     display.answer_details(result.answer)
                     display.screen.block("cost", [(asking.cost_line(asked, result, identity), "dim")], "dim")
     if full is not None and not as_json:
-        hint = f"{asking.show_command(full, store)}  ·  {asking.continue_command(full, store)}"
-        click.echo(f"next      {hint}", err=True)
+        click.echo(f"next      {asking.show_command(full, store)}\n          {asking.continue_command(full, store)}", err=True)
     ctx.exit(0 if interactive else code)
 
 
@@ -109,4 +110,6 @@ def _read_line(interactive: bool) -> str | None:
     try:
         return data.decode("utf-8").strip() if data else None
     except UnicodeDecodeError as error:
-        raise InputError(f"cannot read a question from standard input: byte {error.start + 1} of the line is not UTF-8") from error
+        raise InputError(
+            f"cannot read a question from standard input: byte {error.start + 1} of the line is not UTF-8"
+        ) from error

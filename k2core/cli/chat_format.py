@@ -95,7 +95,9 @@ def chunk_ids(tokenizer: "Tokenizer", chunks: Sequence[object]) -> Iterator[list
     for number, chunk in enumerate(chunks):
         if isinstance(chunk, str):
             text = held + chunk
-            keep = max((size for token in tokenizer.control for size in range(1, len(token)) if text.endswith(token[:size])), default=0)
+            keep = max(
+                (size for token in tokenizer.control for size in range(1, len(token)) if text.endswith(token[:size])), default=0
+            )
             held = text[len(text) - keep :]
             yield tokenizer.encode(text[: len(text) - keep], control=True)
             continue
@@ -110,17 +112,21 @@ def chunk_ids(tokenizer: "Tokenizer", chunks: Sequence[object]) -> Iterator[list
     yield tokenizer.encode(held, control=True)
 
 
-def _fields(data: object, kinds: Mapping[str, type]) -> dict[str, Any]:
+def _fields(data: Any, kinds: Mapping[str, type]) -> dict[str, Any]:
     """*data* as an object with no other fields than *kinds*."""
     from k2core.errors import InputError
 
     if not isinstance(data, dict):
         raise InputError(f"the input is {type(data).__name__}, expected an object with {', '.join(kinds)}")
-    for name, value in data.items():
+    for name in data:
         if name not in kinds:
             raise InputError(f'there is no field "{name}". Known: {", ".join(kinds)}.')
-        if not isinstance(value, kinds[name]) or (kinds[name] is int and (isinstance(value, bool) or value < 0)):
-            raise InputError(f'"{name}" is {value!r:.80}, expected a {kinds[name].__name__}')
+        value: Any = data[name]
+        is_number = kinds[name] is int
+        fits = (type(value) is int and value >= 0) if is_number else isinstance(value, kinds[name])
+        if not fits:
+            expected = "a whole number from 0 on" if is_number else {list: "a list", bool: "true or false"}[kinds[name]]
+            raise InputError(f'"{name}" is {value!r:.80}, expected {expected}')
     return data
 
 

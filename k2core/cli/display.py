@@ -175,7 +175,8 @@ class Display:
             self.screen.block("evidence" if number == 0 else "", [(one_line(claim.text, 300), "")], "bold")
             for index in calls:
                 if index in self._calls:
-                    self.screen.block("", [(f"call {index}: {one_line(self._calls[index], 160)} → ", "dim"), (self._result(index), "")])
+                    asked = f"call {index}: {one_line(self._calls[index], 160)} → "
+                    self.screen.block("", [(asked, "dim"), (self._result(index), "")])
                 else:
                     self.screen.block("", [(f"call {index}: there is no such call", "red")])
             if not calls:
@@ -206,7 +207,7 @@ def _asked(event: ToolIntent, whole: bool) -> str:
         try:
             arguments = json.loads(event.arguments)
             claims = len(arguments["claims"])
-            return f'{to_json(str(arguments["text"]))} ({claims} claim{"" if claims == 1 else "s"})'
+            return f"{to_json(str(arguments['text']))} ({claims} claim{'' if claims == 1 else 's'})"
         except (ValueError, RecursionError, LookupError, TypeError):
             pass  # the registry tells the model what is wrong with it; it is shown as it was written
     return arguments_text(event.arguments)

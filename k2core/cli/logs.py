@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from typing import Any
 
 
 def configure(level: str) -> None:
@@ -10,16 +11,15 @@ def configure(level: str) -> None:
 
     least = getattr(logging, level.upper())
     logging.getLogger("k2core").setLevel(least)
-    shared = [
+    shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     is_terminal = sys.stderr.isatty()
-    last = [structlog.dev.ConsoleRenderer()] if is_terminal else [
-        structlog.processors.format_exc_info,
-        structlog.processors.JSONRenderer(),
-    ]
+    last: list[Any] = [structlog.dev.ConsoleRenderer()]
+    if not is_terminal:
+        last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(least),

@@ -77,9 +77,7 @@ def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) 
         tools=settings["tools"],
         documents=settings["docs"],
         store=settings["store"],
-        limits=Limits(
-            calls=settings["calls"], reasoning_tokens=settings["thinking_tokens"], seconds=settings["seconds"]
-        ),
+        limits=Limits(calls=settings["calls"], reasoning_tokens=settings["thinking_tokens"], seconds=settings["seconds"]),
         temperature=settings["temperature"],
         top_p=settings["top_p"],
         min_p=settings["min_p"],

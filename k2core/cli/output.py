@@ -1,5 +1,6 @@
 """What commands print: JSON objects, tables, error lines; and keeping tools off stdout."""
 
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,9 +26,9 @@ def print_error(line: str) -> None:
     click.echo(f"k2: {one_line(line, 2000)}", err=True)
 
 
-def print_text(text: str) -> None:
-    """Cleaned text on stdout."""
-    click.echo(clean(text))
+def print_text(text: str, *, bold: bool = False) -> None:
+    """Cleaned text on stdout, *bold* only on a terminal."""
+    click.secho(clean(text), bold=bold and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
@@ -42,7 +43,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], empty: str
     for number, line in enumerate(lines):
         text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         text = text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
-        click.secho(text, bold=number == 0 and limit is not None)
+        click.secho(text, bold=number == 0 and limit is not None and "NO_COLOR" not in os.environ)
 
 
 def _width() -> int | None:
@@ -96,7 +97,7 @@ def tools_kept_off_stdout() -> Iterator[None]:
     """
     outer: TextIO = sys.stdout
     guard = outer if isinstance(outer, _Guard) else _Guard(outer)
-    sys.stdout = guard  # type: ignore[assignment]  # it behaves as the stream that it stands for
+    sys.stdout = guard
     try:
         yield
     finally:

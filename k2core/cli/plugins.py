@@ -1,6 +1,8 @@
 """``k2 plugins``: what is installed, what it provides, what is wrong with it."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +21,7 @@ def plugins() -> None:
 @click.pass_obj
 def list_plugins(app: App, as_json: bool) -> None:
     """Every plugin and every command of a plugin, with what it provides or why it failed."""
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "name": report.name,
             "origin": report.origin,
@@ -33,9 +35,9 @@ def list_plugins(app: App, as_json: bool) -> None:
     if as_json:
         emit({"plugins": found, "commands": commands})
         return
-    rows = [
-        [one["name"], one["status"], one["origin"], one["reason"] or _provided(one["provides"])] for one in found
-    ] + [[f"k2 {one['name']}", one["status"], one["origin"], one["reason"] or "a command"] for one in commands]
+    rows = [[one["name"], one["status"], one["origin"], one["reason"] or _provided(one["provides"])] for one in found] + [
+        [f"k2 {one['name']}", one["status"], one["origin"], one["reason"] or "a command"] for one in commands
+    ]
     print_table(("name", "status", "origin", "provides"), rows, "No plugins are installed.")
 
 
@@ -51,21 +53,21 @@ def doctor(ctx: click.Context, app: App, as_json: bool) -> None:
     from k2core.interfaces import NotAvailable, ToolContext
 
     found = app.plugins()
-    checks = [
-        _check("plugin", one.name, one.name, one.reason) for one in found.reports if one.status == "failed"
-    ] + [_check("command", one["name"], one["origin"], one["reason"]) for one in _commands()]
+    checks = [_check("plugin", one.name, one.name, one.reason) for one in found.reports if one.status == "failed"] + [
+        _check("command", one["name"], one["origin"], one["reason"]) for one in _commands()
+    ]
     for kind in ("backend", "chat format", "evaluation", "model", "tokenizer", "tool", "verifier"):
         for entry in found.entries(kind):
             note = ""
             reason = _fault(entry.load) if entry.target is not None else ""
             if not reason and kind == "tool" and not entry.needs:
-                reason = _fault(lambda name=entry.name: found.tools(ToolContext(), [name]))
+                reason = _fault(partial(found.tools, ToolContext(), [entry.name]))
             if not reason and kind == "model" and entry.target is None:
-                checkpoint = entry.options["checkpoint"]
+                checkpoint = Path(entry.options["checkpoint"])
                 reason = "" if checkpoint.is_dir() else f"there is no folder {checkpoint}"
             if not reason and kind == "backend":
                 probed: list[Any] = []
-                reason = _fault(lambda one=entry, into=probed: into.append(load_backend(one).probe()))
+                reason = _fault(partial(_probe, entry, probed))
                 if probed and isinstance(probed[0], NotAvailable):
                     note = f"not available: {probed[0].reason}"
             checks.append(_check(kind, entry.name, entry.plugin, reason, note))
@@ -86,6 +88,10 @@ def load_backend(entry: Any) -> Any:
     """The backend of an entry, made when a class was registered."""
     thing = entry.load()
     return thing() if isinstance(thing, type) else thing
+
+
+def _probe(entry: Any, into: list[Any]) -> None:
+    into.append(load_backend(entry).probe())
 
 
 def _check(kind: str, name: str, plugin: str, reason: str, note: str = "") -> dict[str, Any]:

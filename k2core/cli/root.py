@@ -70,7 +70,9 @@ class Root(click.Group):
             with formatter.section("Commands of plugins"):
                 formatter.write_dl([(name, f"from {point.value}") for name, point in sorted(found.items())])
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:
+    def main(  # type: ignore[override]  # click overloads it by standalone_mode, which is always off here
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
         """Run one command line and leave with its exit code."""
         arguments = list(sys.argv[1:] if args is None else args)
         for stream in (sys.stdout, sys.stderr):

@@ -15,7 +15,7 @@ from k2core.cli.output import emit, json_option, print_error, print_text, tools_
 @json_option
 @click.pass_obj
 @click.pass_context
-def run(ctx: click.Context, app: App, question: tuple[str, ...], as_json: bool, run: str | None, **flags: Any) -> None:
+def run(ctx: click.Context, app: App, /, question: tuple[str, ...], as_json: bool, run: str | None, **flags: Any) -> None:
     """Answer one QUESTION; with - it is read from standard input.
 
     The answer goes to stdout; thinking, calls, the verdict and the cost go to stderr. Exit codes: 0 answered, 2 usage,
@@ -56,10 +56,12 @@ def run(ctx: click.Context, app: App, question: tuple[str, ...], as_json: bool, 
     if as_json:
         emit(asking.to_json(asked, result, identity))
     elif display is not None:
-        print_text(result.answer.text)
+        display.screen.gap()
+        print_text(result.answer.text, bold=True)
+        display.screen.gap()
         display.answer_details(result.answer)
         display.screen.block("cost", [(asking.cost_line(asked, result, identity), "dim")], "dim")
-        hint = f"{asking.show_command(result.run, store)}  ·  {asking.continue_command(result.run, store)}"
+        hint = f"{asking.show_command(result.run, store)}\n{asking.continue_command(result.run, store)}"
         display.screen.block("next", [(hint, "dim")], "dim")
     ctx.exit(asking.EXIT_CODES[result.status])
 

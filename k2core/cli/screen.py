@@ -18,8 +18,8 @@ from k2core.events import StatusLine
 if TYPE_CHECKING:
     from rich.console import Console
 
-LABEL = 10  # columns of a label with the space behind it
-LOG_LABEL = 15  # the same with an event's number in front
+LABEL = 11  # columns of a label with the space behind it
+LOG_LABEL = 16  # the same with an event's number in front
 Spans = Sequence[tuple[str, str]]  # (text, style); styles are "", dim, bold, green, red, yellow, cyan and their combinations
 
 
@@ -28,6 +28,10 @@ class Screen(Protocol):
 
     def block(self, label: str, spans: Spans, style: str = "") -> None:
         """A label and text beside it; *style* is the label's."""
+        ...
+
+    def gap(self) -> None:
+        """An empty line where a person reads."""
         ...
 
     def stream(self, label: str, text: str) -> bool:
@@ -63,6 +67,9 @@ class PlainScreen:
             self.stream_to.write(f"{(label if number == 0 else '').ljust(self.label_width - 1)} {line}".rstrip() + "\n")
         self.stream_to.flush()
 
+    def gap(self) -> None:
+        """See `Screen`."""
+
     def stream(self, label: str, text: str) -> bool:
         """See `Screen`."""
         return False
@@ -87,6 +94,7 @@ class RichScreen:
     label_width: int = LABEL
     _column: int = field(default=0, init=False)  # of the growing block; 0 when there is none
     _pending: str = field(default="", init=False)  # the last word, not shown before it is whole
+    _ready: str = field(default="", init=False)  # laid out, shown with the next flush
     _progress: Any = field(default=None, init=False)
     _task: Any = field(default=None, init=False)
 
@@ -105,6 +113,11 @@ class RichScreen:
         grid.add_row(Text(label, style=style), body)
         self.console.print(grid)
 
+    def gap(self) -> None:
+        """See `Screen`."""
+        self._end_stream()
+        self.console.print()
+
     def stream(self, label: str, text: str) -> bool:
         """See `Screen`; whole words, wrapped under the label."""
         if self._column == 0:
@@ -122,6 +135,7 @@ class RichScreen:
             elif self._column > self.label_width or not word:
                 self._column += 1
                 self._write(" ")
+        self._flush()
         return True
 
     def status(self, line: StatusLine | None) -> None:
@@ -167,12 +181,18 @@ class RichScreen:
             self._word(self._pending)
             self._pending = ""
             self._column = 0
+            self._flush()
             self.console.print()
 
     def _write(self, text: str) -> None:
+        self._ready += text
+
+    def _flush(self) -> None:
         from rich.text import Text
 
-        self.console.print(Text(text, style="dim"), end="", soft_wrap=True)
+        if self._ready:
+            self.console.print(Text(self._ready, style="dim"), end="", soft_wrap=True)
+            self._ready = ""
 
 
 def stderr_screen() -> Screen:

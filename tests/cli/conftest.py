@@ -1,246 +1,17 @@
-"""A plugin written into a folder, found through its own entry points, and ways to run ``k2`` with it."""
+"""A plugin written into a folder, found through its own entry points, and ``k2`` as a process that has it."""
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
-from attrs import frozen
+import structlog
+from cli.processes import COMMAND, ENTRY_POINTS, K2, PLUGIN, ROOMS, Finished
+from click.testing import CliRunner
 
-ROOT = Path(__file__).parents[2]
-ROOMS = [ROOT, *(ROOT / room for room in ("backends", "plugins", "kernels", "specs"))]
-
-PLUGIN = '''\
-"""Scripted models and ill-behaved tools for tests of the command line."""
-
-import sys
-import time
-
-from k2core import hookimpl, tool
-from k2core.errors import K2Error
-from k2core.interfaces import Available, Finding, ModelProfile, NotAvailable, Verdict
-from k2core.messages import Message, ToolCall
-from k2core.testing.models import ScriptedModel, call_turn
-
-
-@tool(effect="pure")
-def multiply(a: int, b: int) -> int:
-    """Multiply two whole numbers."""
-    print("a tool that prints")
-    return a * b
-
-
-@tool(effect="read")
-async def loud(text: str) -> str:
-    """Print and return."""
-    print("an async tool that prints")
-    return text
-
-
-@tool(effect="pure")
-def raises(kind: str) -> str:
-    """Fail."""
-    if kind == "exit":
-        sys.exit(3)
-    raise RuntimeError("broken\\nin two lines")
-
-
-@tool(effect="pure", timeout_s=0.3)
-def hangs() -> str:
-    """Never return."""
-    while True:
-        time.sleep(0.01)
-        print("still here")
-
-
-@tool(effect="pure", timeout_s=60)
-def huge(returned: bool) -> str:
-    """Print or return 100 MB."""
-    if returned:
-        return "x" * 100_000_000
-    for _ in range(100):
-        print("x" * 1_000_000)
-    sys.stdout.buffer.write(b"raw bytes")
-    return "printed"
-
-
-@tool(effect="pure")
-def blob(text: bool) -> bytes:
-    """Return bytes."""
-    return "grün".encode() if text else b"\\xff\\xfe\\x00"
-
-
-class NumbersSeen:
-    """Every number of the answer is in a result."""
-
-    name = "numbers"
-
-    def verify(self, answer, trajectory):
-        findings = []
-        for word in answer.text.replace(".", " ").split():
-            if word.isdigit():
-                seen = [one for one in trajectory.observations if word in one.text]
-                findings.append(
-                    Finding(verifier="numbers", subject=word, status="supported", events=(seen[0].event,), claim=0)
-                    if seen
-                    else Finding(verifier="numbers", subject=word, status="unsupported", hint=f"number {word} is in no result")
-                )
-        return Verdict(findings=tuple(findings))
-
-
-def product(reasoning="Multiply 23 by 47."):
-    return [
-        call_turn(0, "multiply", reasoning=reasoning, a=23, b=47),
-        call_turn(1, "answer", reasoning="That is it.", claims=[{"evidence": [0], "text": "23 times 47 is 1081"}], text="The product is 1081."),
-    ]
-
-
-def wrong(first=1):
-    return [call_turn(first + n, "answer", claims=[], text="The product is 1082.") for n in range(3)]
-
-
-def bad(name, **arguments):
-    return [
-        call_turn(0, name, **arguments),
-        call_turn(1, "answer", claims=[], text="Done."),
-    ]
-
-
-class Broken(ScriptedModel):
-    def __init__(self):
-        super().__init__([product()[0]], name="broken")
-
-
-class Slow(ScriptedModel):
-    def __init__(self):
-        super().__init__([Message(role="assistant", reasoning="word " * 400, content="late")], name="slow", delay_s=0.05)
-
-
-EVIL = "\\x1b[31mred\\x1b[0m [bold]markup[/bold] \\x1b]0;title\\x07 \\x9b2J \\u202egnp"
-SCRIPTS = {
-    "product": product,
-    "wrong": lambda: [product()[0], *wrong()],
-    "evil": lambda: [
-        call_turn(0, "loud", reasoning=EVIL, text=EVIL),
-        call_turn(1, "answer", claims=[{"evidence": [0], "text": EVIL}], text=EVIL),
-    ],
-    "words": lambda: [Message(role="assistant", content="Plain words.")] * 5,
-    "endless": lambda: [call_turn(n, "multiply", reasoning="Again.", a=n, b=n) for n in range(60)],
-    "raises": lambda: bad("raises", kind="error"),
-    "exits": lambda: bad("raises", kind="exit"),
-    "hangs": lambda: bad("hangs"),
-    "prints": lambda: bad("huge", returned=False),
-    "returns": lambda: bad("huge", returned=True),
-    "bytes": lambda: bad("blob", text=False),
-    "garbled": lambda: [
-        Message(role="assistant", tool_calls=(ToolCall(id="functions.multiply:0", name="multiply", arguments="{a: 1"),)),
-        call_turn(1, "answer", claims=[], text="Done."),
-    ],
-    "twice": lambda: [*product(), call_turn(2, "answer", claims=[{"evidence": [0], "text": "it was 1081"}], text="Still 1081.")],
-}
-
-
-class Here:
-    name = "here"
-    compiled = 0
-
-    def probe(self):
-        return Available(device="cpu", detail="always")
-
-    def load(self, checkpoint, *, device="cpu", numerics="exact", progress=None):
-        raise K2Error("this backend loads nothing")
-
-    def warmup(self, progress=None):
-        for done in range(1, 15):
-            progress("compiling kernels (once)", done, 14)
-
-
-class Elsewhere(Here):
-    name = "elsewhere"
-
-    def probe(self):
-        return NotAvailable(reason="libfast.so not found. Install fast.")
-
-
-def fake_evaluation(plugins, request):
-    from k2core.evaluation import EvaluationReport
-
-    for done in range(request.count):
-        request.progress("asking", done + 1, request.count)
-    row = {"family": "sums", "right": request.count}
-    return EvaluationReport(rows=(row,), text=f"sums {request.count} {request.model}", json={"rows": [row], "seed": request.seed})
-
-
-@hookimpl
-def register_tools(register):
-    for one in (multiply, loud, raises, hangs, huge, blob):
-        register(one)
-
-
-@hookimpl
-def register_verifiers(register):
-    register(NumbersSeen)
-
-
-@hookimpl
-def register_backends(register):
-    register(Here)
-    register(Elsewhere)
-
-
-@hookimpl
-def register_evaluations(register):
-    register(fake_evaluation, name="fake", summary="counts")
-
-
-@hookimpl
-def register_models(register):
-    def factory(name):
-        return lambda: ScriptedModel(SCRIPTS[name](), name=name, profile=ModelProfile(context=100_000, temperature=0.0))
-
-    for name in SCRIPTS:
-        register(name, factory=factory(name), summary="scripted")
-    register("broken", factory=Broken)
-    register("slow", factory=Slow)
-'''
-
-ENTRY_POINTS = """\
-[k2core]
-scripted = k2_scripted
-shattered = k2_shattered
-
-[k2core.commands]
-hello = k2_scripted_command:hello
-oops = k2_shattered:command
-run = k2_scripted_command:hello
-"""
-
-COMMAND = '''\
-import click
-
-
-@click.command()
-def hello() -> None:
-    """Greet."""
-    click.echo("hello")
-'''
-
-
-@frozen(kw_only=True)
-class Finished:
-    """A process that has ended."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> Any:
-        """Standard output as exactly one JSON value."""
-        return json.loads(self.out)
+from k2core.cli import main
 
 
 @pytest.fixture(scope="session")
@@ -263,26 +34,45 @@ def environment(site: Path, tmp_path: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("K2CORE_", "XDG_", "COVERAGE"))}
     path = os.pathsep.join(map(str, [site, *ROOMS]))
     home = tmp_path / "home"
-    return {**kept, "PYTHONPATH": path, "HOME": str(home), "K2CORE_STORE": str(tmp_path / "runs.sqlite"), "PYTHONWARNINGS": "default"}
-
-
-K2 = Callable[..., Finished]
+    ours = {
+        "PYTHONPATH": path,
+        "HOME": str(home),
+        "K2CORE_STORE": str(tmp_path / "runs.sqlite"),
+        "K2CORE_DISABLE": "nano,numba,tools,verifiers",
+    }
+    return {**kept, **ours}
 
 
 @pytest.fixture
-def k2(environment: Mapping[str, str], tmp_path: Path) -> K2:
-    """Run ``k2`` as a process of its own: ``k2("run", "-m", "product", "…")``."""
+def process(environment: Mapping[str, str], tmp_path: Path) -> K2:
+    """Run ``k2`` as a process of its own: ``process("run", "-m", "product", "…")``."""
 
-    def run(*arguments: str, stdin: str | bytes = b"", env: Mapping[str, str] | None = None, timeout: float = 60) -> Finished:
+    def run(*arguments: str, stdin: str | bytes = b"", env: Mapping[str, str] | None = None) -> Finished:
         done = subprocess.run(
             [sys.executable, "-m", "k2core.cli", *arguments],
             input=stdin.encode() if isinstance(stdin, str) else stdin,
             capture_output=True,
             env={**environment, **(env or {})},
             cwd=tmp_path,
-            timeout=timeout,
+            timeout=120,
             check=False,
         )
         return Finished(code=done.returncode, out=done.stdout.decode(), err=done.stderr.decode())
 
     return run
+
+
+@pytest.fixture
+def k2(environment: Mapping[str, str], site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[K2]:
+    """Run ``k2`` within this process; arguments and result as of `process`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(site))
+    ours = {name: value for name, value in environment.items() if name == "HOME" or name.startswith("K2CORE_")}
+    foreign = {name: None for name in os.environ if name.startswith(("K2CORE_", "XDG_"))}
+
+    def run(*arguments: str, stdin: str | bytes = b"", env: Mapping[str, str] | None = None) -> Finished:
+        done = CliRunner().invoke(main, arguments, input=stdin, env={**foreign, **ours, **(env or {})}, prog_name="k2")
+        return Finished(code=done.exit_code, out=done.stdout, err=done.stderr)
+
+    yield run
+    structlog.reset_defaults()  # the stream it was configured with is gone

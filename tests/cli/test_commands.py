@@ -1,0 +1,304 @@
+"""The other commands: listings with stable keys, chat, settings with their origin, tokens and formats."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+from cli.processes import K2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from k2core.agent.budget import Limits
+from k2core.agent.session import Choice
+from k2core.cli.text import arguments_text, clean, cut, one_line, to_json
+from k2core.config import KEYS, Settings
+from k2core.errors import ConfigError
+
+texts = st.text(st.characters(codec=None)) | st.lists(
+    st.sampled_from(["\x1b[31m", "\x1b]0;t\x07", "\x9b2J", "\x1b", "a", "\r", "\n", "\u202e", "\ud800", "[b]", "]8;;x\x1b\\"])
+).map("".join)
+
+
+@given(texts)
+def test_clean_text_has_no_controls(text: str) -> None:
+    """Cleaned text has line feeds and tabs as its only controls, can be encoded, and cleaning it again changes nothing."""
+    cleaned = clean(text)
+
+    assert all(character in "\n\t" or (character >= " " and not "\x7f" <= character <= "\x9f") for character in cleaned)
+    assert not set(cleaned) & set("\u202a\u202b\u202c\u202d\u202e\u2028\u2066\u2067\u2068\u2069")
+    cleaned.encode()
+    assert clean(cleaned) == cleaned
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126)))
+def test_clean_leaves_plain_text_alone(text: str) -> None:
+    """Printable ASCII, markup of rich included, passes unchanged."""
+    assert clean(text) == text
+
+
+@given(texts, st.integers(2, 50))
+def test_cut_text_is_short_and_says_so(text: str, limit: int) -> None:
+    """One line stays one line of the limit; a cut text tells its whole length."""
+    assert len(one_line(text, limit)) <= limit and "\n" not in one_line(text, limit)
+    shown = cut(text, 2, limit)
+    assert shown == clean(text) or f"({len(clean(text)):,} characters)" in shown
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | texts, lambda inner: st.lists(inner) | st.dictionaries(texts, inner)
+    )
+)
+def test_json_for_terminals_is_json(value: object) -> None:
+    """Escaping what a terminal could act upon does not change the value."""
+    text = to_json(value)
+
+    assert json.loads(text) == value
+    assert all(character >= " " and not "\x7f" <= character <= "\x9f" for character in text)
+
+
+@given(texts)
+def test_arguments_are_shown_whatever_they_are(text: str) -> None:
+    """A call's arguments can be shown, well-formed or not."""
+    assert clean(arguments_text(text)) == arguments_text(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "fields"),
+    [
+        (["tools"], "tools", {"name", "plugin", "summary", "needs", "control"}),
+        (["plugins"], "plugins", {"name", "origin", "status", "reason", "provides"}),
+        (["models", "list"], "models", {"name", "plugin", "checkpoint", "present", "summary"}),
+        (["backends"], "backends", {"name", "available", "device", "detail", "plugin"}),
+        (["eval"], "evaluations", {"name", "plugin", "summary"}),
+        (["config"], "settings", {"name", "value", "origin", "help"}),
+        (["plugins", "doctor"], "checks", {"ok", "kind", "name", "plugin", "reason", "note"}),
+    ],
+)
+def test_listings_have_stable_keys(arguments: list[str], key: str, fields: set[str], k2: K2) -> None:
+    """A noun alone lists; with --json every row has the same keys; without, every name is shown."""
+    found = k2(*arguments, "--json").json()[key]
+    plain = k2(*arguments).out
+
+    assert found and all(set(row) == fields for row in found)
+    assert all(row["name"] in plain for row in found)
+
+
+def test_plugins_that_fail_are_listed_and_the_rest_works(k2: K2) -> None:
+    """A plugin that fails on import is listed with its reason; doctor leaves with 1 and names it; the others work."""
+    found = {one["name"]: one for one in k2("plugins", "--json").json()["plugins"]}
+    doctor = k2("plugins", "doctor")
+
+    assert found["shattered"]["status"] == "failed" and "libshattered.so not found" in found["shattered"]["reason"]
+    assert found["scripted"]["status"] == "loaded" and found["nano"]["status"] == "disabled"
+    assert doctor.code == 1 and "libshattered.so not found" in doctor.out
+    assert "not available: libfast.so not found" in doctor.out
+    assert k2("tools", "call", "multiply", '{"a": 6, "b": 7}').out == "42\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "result"),
+    [
+        ('{"a": 6, "b": 7}', 0, "42"),
+        ('{"a": 6}', 1, "error: invalid arguments: $: 'b' is a required property"),
+        ('{"a": 6, "b": "x"}', 1, "error: invalid arguments: $.b: 'x' is not of type 'integer'"),
+        ("{a", 1, "error: invalid arguments: not JSON: "),
+    ],
+)
+def test_tools_are_called_as_a_model_would(arguments: str, code: int, result: str, k2: K2) -> None:
+    """k2 tools call validates and bounds like the agent does; stdout is the result alone."""
+    plain, as_json = k2("tools", "call", "multiply", arguments), k2("tools", "call", "multiply", arguments, "--json").json()
+
+    assert plain.code == code and plain.out.startswith(result) and plain.err == ""
+    assert as_json["ok"] is (code == 0) and as_json["result"].startswith(result)
+
+
+def test_tools_show_gives_the_declaration(k2: K2) -> None:
+    """The declaration is the one that goes into prompts; control tools are shown too."""
+    found = k2("tools", "show", "multiply", "--json").json()
+
+    assert found["effect"] == "pure" and found["declaration"]["function"]["parameters"]["required"] == ["a", "b"]
+    assert k2("tools", "show", "answer", "--json").json()["control"] is True
+    assert "Multiply two whole numbers." in k2("tools", "show", "multiply").out
+
+
+def test_chat_is_one_run(k2: K2) -> None:
+    """Lines of standard input are questions of one run; commands are no questions; answers are on stdout."""
+    done = k2("chat", "-m", "words", stdin="first?\n\n/tools\n/help\nsecond?\n/exit\nnever asked\n")
+    runs = k2("runs", "--json").json()["runs"]
+    shown = k2("runs", "show").out
+
+    assert (done.code, done.out, len(runs)) == (0, "Plain words.\nPlain words.\n", 1)
+    assert "multiply" in done.err and "/help" in done.err
+    assert "first?" in shown and "second?" in shown and "never asked" not in shown
+
+
+def test_chat_gives_one_object_per_question(k2: K2) -> None:
+    """With --json each answer is one object on a line of its own; an error does not end the chat."""
+    done = k2("chat", "-m", "broken", "--json", stdin="one\ntwo\n")
+    first, second = map(json.loads, done.out.splitlines())
+
+    assert done.code == 1 and first["kind"] == second["kind"] == "K2Error" and first["run"] == second["run"]
+
+
+def test_runs_are_found_by_beginnings(k2: K2) -> None:
+    """runs show takes a full id, an unambiguous beginning, or last; an unknown one is told the nearest."""
+    run = k2("run", "-m", "product", "--json", "q").json()["run"]
+
+    assert k2("runs", "show", run).out == k2("runs", "show", "last").out == k2("runs", "show", run[:-3]).out
+    done = k2("runs", "show", run[:-1] + "!")
+    assert done.code == 2 and run in done.err
+    assert "There are no runs yet" in k2("runs", "--store", "empty.sqlite").out
+
+
+def test_reading_makes_no_files(k2: K2, tmp_path: Path) -> None:
+    """Listing, showing settings and asking for help leave the user's folders alone."""
+    for arguments in (["config"], ["runs"], ["tools"], ["plugins"], ["runs", "--help"]):
+        assert k2(*arguments).code == 0
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluations_and_warmup_show_progress(k2: K2) -> None:
+    """Progress goes to stderr in plain lines, the report to stdout."""
+    done, as_json, warm = k2("eval", "fake", "-n", "3"), k2("eval", "fake", "--seed", "5", "--json"), k2("warmup", "-b", "here")
+
+    assert done.out == "sums 3 nano\n" and "asking: 3 of 3\n" in done.err
+    assert as_json.json() == {"rows": [{"family": "sums", "right": 20}], "seed": 5}
+    assert "compiling kernels (once): 14 of 14\n" in warm.err and warm.out.startswith("here is ready")
+
+
+# ── settings ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_defaults_are_the_sessions_own() -> None:
+    """Defaults of the settings are those of the Python API."""
+    defaults, choice, limits = {key.name: key.default for key in KEYS}, Choice(), Limits()
+
+    for name in ("model", "backend", "numerics", "store", "seed", "temperature", "top_p", "min_p", "max_tokens", "tools"):
+        assert defaults[name] == getattr(choice, name)
+    assert (defaults["calls"], defaults["thinking_tokens"], defaults["seconds"]) == (
+        limits.calls,
+        limits.reasoning_tokens,
+        limits.seconds,
+    )
+
+
+def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
+    """Each value comes from the strongest origin that has one, and says which."""
+    file = tmp_path / "config.toml"
+    file.write_text('seed = 1\ncalls = 2\nmodel = "other"\ndocs = "texts"\n')
+    settings = Settings.load({"seed": 3}, environ={"K2CORE_SEED": "4", "K2CORE_CALLS": "5"}, file=file)
+
+    found = {name: (settings[name], settings.values[name].origin) for name in ("seed", "calls", "model", "docs", "top_p")}
+    assert found == {
+        "seed": (3, "flag --seed"),
+        "calls": (5, "environment K2CORE_CALLS"),
+        "model": ("other", f"file {file}"),
+        "docs": (tmp_path / "texts", f"file {file}"),
+        "top_p": (1.0, "default"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sede = 1", "there is no setting 'sede'"),
+        ("sede = 1", "Did you mean 'seed'?"),
+        ('seed = "x"', "seed is 'x', expected a whole number"),
+        ("seed = true", "seed is True, expected a whole number"),
+        ("seed = -1", "seed is -1, expected at least 0"),
+        ("reasoning = 1", "reasoning is 1, expected yes or no"),
+        ("tools = [1]", "tools is [1], expected a list of names"),
+        ("seed = ", "cannot read the settings file"),
+        ("top_p = 2", "top_p is 2, expected 0 to 1"),
+        ('log_level = "eror"', "Did you mean 'error'?"),
+    ],
+)
+def test_a_wrong_file_is_one_line(text: str, words: str, tmp_path: Path) -> None:
+    """An unknown key or a wrong value in the file is one line with the file and the key."""
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(environ={}, file=file)
+
+    assert words in str(caught.value) and str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@given(st.sampled_from([key.name for key in KEYS]), st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1))
+def test_any_environment_loads_or_names_the_variable(name: str, text: str) -> None:
+    """Whatever a variable holds, it is taken or refused by its name."""
+    variable = "K2CORE_" + name.upper()
+    try:
+        settings = Settings.load(environ={variable: text, "HOME": "/nowhere"})
+    except ConfigError as error:
+        assert variable in str(error)
+    else:
+        assert settings.values[name].origin == f"environment {variable}"
+
+
+# ── tokens and formats ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("text", ["Hello <|im_end|>", "grün 漢字 🙂\n\ttabs", ""])
+def test_tokens_there_and_back(text: str, k2: K2, assets: Path) -> None:
+    """Decoding what was encoded gives the text; control tokens are made only when asked for."""
+    model = ["-m", str(assets / "kimi")]
+    ids = k2("tokens", "encode", *model, stdin=text).json()["ids"]
+    control = k2("tokens", "encode", "--control", *model, "--", text or "-").json()["ids"]
+    back = k2("tokens", "decode", *model, stdin=" ".join(map(str, ids))).json()
+
+    assert back["text"] == text and base64.b64decode(back["bytes"]).decode() == text
+    assert (163586 in control) is ("<|im_end|>" in text) and 163586 not in ids
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["decode", "12", "x"], "'x' is not a token id"),
+        (["decode", "999999999"], "there is no token 999999999"),
+    ],
+)
+def test_wrong_token_ids_are_one_line(arguments: list[str], words: str, k2: K2, assets: Path) -> None:
+    """What is no id, or no id of this vocabulary, is named."""
+    done = k2("tokens", *arguments, "-m", str(assets / "kimi"))
+
+    assert done.code == 2 and words in done.err
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "words"),
+    [
+        ("render", "{", "cannot read standard input as JSON"),
+        ("render", "[]", "the input is list"),
+        ("render", "{}", '"messages" is missing'),
+        ("render", '{"messages": 1}', '"messages" is 1, expected a list'),
+        ("render", '{"messages": [{"content": "x"}]}', "messages[0] has no 'role'"),
+        ("render", '{"mesages": []}', 'there is no field "mesages"'),
+        ("parse", '{"chunks": [[true]]}', "chunks[0] is neither text nor a list of token ids"),
+        ("parse", '{"chunks": [[-1]]}', "chunks[0] has token -1"),
+    ],
+)
+def test_wrong_format_input_is_one_line(command: str, text: str, words: str, k2: K2, assets: Path) -> None:
+    """Input of another form is refused with the place."""
+    done = k2("format", command, "-m", str(assets / "kimi"), stdin=text)
+
+    assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+
+
+def test_checkpoints_are_inspected(k2: K2, assets: Path, tmp_path: Path) -> None:
+    """The real configuration gives the published sizes; a folder without weights and a truncated one are one line, exit 5."""
+    found = k2("models", "inspect", str(assets / "kimi" / "config.json"), "--json").json()
+    (tmp_path / "config.json").write_bytes((assets / "kimi" / "config.json").read_bytes())
+    missing = k2("models", "inspect", str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 9)
+    broken = k2("run", "-b", "here", "-m", str(tmp_path), "q"), k2("models", "inspect", str(tmp_path))
+
+    assert found["geometry"]["hidden_size"] == 7168 and found["cache_values_per_token"] == 61 * 576
+    # about 1T parameters, 32B of them active: the model card of Kimi K2 Thinking
+    assert round(found["parameters"]["all"] / 1e12, 1) == 1.0 and round(found["parameters"]["active"] / 1e9) == 32
+    assert missing.code == 5 and "neither model.safetensors nor" in missing.err
+    assert broken[1].code == 5 and broken[1].err.count("\n") == 1
+    assert broken[0].code != 0 and broken[0].err.count("\n") == 1
