@@ -29,15 +29,15 @@ hookimpl = pluggy.HookimplMarker("k2core")
 class Register(Protocol):
     """Takes one thing with its name; see each hook for what the thing is."""
 
-    def __call__(self, thing: Any, /, *, name: str | None = None, summary: str = "") -> None: ...
+    def __call__(self, thing: Any, /, *, name: str | None = None, summary: str = "") -> None:
+        """Register it."""
 
 
 class RegisterTool(Protocol):
     """Takes a function decorated with `k2core.tool`, a `Tool`, or a factory ``ToolContext -> Tool`` with its name."""
 
-    def __call__(
-        self, thing: Any, /, *, name: str | None = None, summary: str = "", needs: tuple[str, ...] = ()
-    ) -> None: ...
+    def __call__(self, thing: Any, /, *, name: str | None = None, summary: str = "", needs: tuple[str, ...] = ()) -> None:
+        """Register it; *needs* names fields of `ToolContext` that its factory cannot do without."""
 
 
 class RegisterModel(Protocol):
@@ -54,7 +54,8 @@ class RegisterModel(Protocol):
         profile: Any = None,
         factory: Any = None,
         summary: str = "",
-    ) -> None: ...
+    ) -> None:
+        """Register it, with either *checkpoint* or *factory*."""
 
 
 @hookspec

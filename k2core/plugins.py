@@ -113,9 +113,7 @@ class Plugins:
         """
         plugins = cls()
         off = set(disabled)
-        found = sorted(
-            entry_points(group=GROUP) if points is None else points, key=lambda point: (point.name, point.value)
-        )
+        found = sorted(entry_points(group=GROUP) if points is None else points, key=lambda point: (point.name, point.value))
         for point in found:
             origin = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
             if point.name in off:
@@ -212,8 +210,7 @@ class Plugins:
             raise PluginError(f"plugin '{name}' is blocked")
         for caller in self._manager.get_hookcallers(plugin) or ():
             if caller.spec is None:  # pluggy accepts a misspelt hook silently
-                known = [one for one in KINDS]
-                unknown = UnknownName("hook", caller.name, known)
+                unknown = UnknownName("hook", caller.name, KINDS)
                 self._manager.unregister(plugin)
                 raise PluginError(f"it implements {unknown}")
 

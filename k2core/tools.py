@@ -98,7 +98,8 @@ def check_tool(candidate: object) -> Tool:
         )
     if candidate.effect not in ("pure", "read", "idempotent", "reversible", "external"):
         raise PluginError(
-            f"cannot register tool '{candidate.name}': effect {candidate.effect!r} is none of pure, read, idempotent, reversible, external"
+            f"cannot register tool '{candidate.name}': effect {candidate.effect!r} is none of "
+            "pure, read, idempotent, reversible, external"
         )
     try:
         jsonschema.Draft202012Validator.check_schema(candidate.parameters)
@@ -249,9 +250,7 @@ def _schema(
             raise PluginError(f"cannot make a tool of '{name}': parameter '{parameter.name}' has no type hint")
         kind = hints[parameter.name]
         fields.append(
-            (parameter.name, kind)
-            if parameter.default is parameter.empty
-            else (parameter.name, kind, parameter.default)
+            (parameter.name, kind) if parameter.default is parameter.empty else (parameter.name, kind, parameter.default)
         )
     try:
         arguments = msgspec.defstruct("Arguments", fields, forbid_unknown_fields=True, kw_only=True)

@@ -4,11 +4,17 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from attrs import define, field, frozen, validators
+from attrs import define, field, frozen
 
+from k2core.errors import UsageError
 from k2core.messages import Usage
 
-_positive = validators.optional(validators.gt(0))
+
+def _positive(limits: Any, attribute: Any, value: float | None) -> None:
+    if value is not None and not value > 0:
+        raise UsageError(
+            f"the budget of {attribute.name.replace('_', ' ')} is {value}, expected more than 0 (or none for no limit)"
+        )
 
 
 @frozen(kw_only=True)

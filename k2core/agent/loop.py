@@ -11,7 +11,7 @@ import json
 import platform
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import define, evolve, field, frozen
 
@@ -47,6 +47,7 @@ from k2core.messages import Delta, Message, ToolCall, TurnEnd
 from k2core.tools import Registry
 from k2core.verify import answer_from_text, check
 
+Part = TypeVar("Part")
 REVISIONS = 2  # a failed check goes back to the model at most this often
 NUDGES = 2  # an empty or cut turn is answered with a hint at most this often in a row
 
@@ -158,6 +159,17 @@ def result_of(events: Sequence[Stored]) -> RunResult:
     )
 
 
+@contextlib.asynccontextmanager
+async def _closing(parts: AsyncIterator[Part]) -> AsyncIterator[AsyncIterator[Part]]:
+    """Close *parts* afterwards, where it can be closed: that is how a turn is cancelled."""
+    try:
+        yield parts
+    finally:
+        close = getattr(parts, "aclose", None)
+        if close is not None:
+            await close()
+
+
 @define(kw_only=True)
 class _Work:
     """One question being worked on."""
@@ -175,7 +187,8 @@ class _Work:
 
     async def begin(self, question: str, run: str | None) -> AsyncIterator[Stored | Live]:
         """Start or continue the run and put the question into the conversation."""
-        agent, fresh = self.agent, []
+        agent = self.agent
+        fresh: list[Event] = []
         if run is None:
             self.run = agent.journal.start_run()
             fresh.append(self._run_started(question))
@@ -198,7 +211,7 @@ class _Work:
         for stored in await self.trim():
             yield stored
         end: TurnEnd | None = None
-        async with contextlib.aclosing(self.generate()) as parts:
+        async with _closing(self.generate()) as parts:
             async for part in parts:
                 if isinstance(part, TurnEnd):
                     end = part
@@ -241,9 +254,7 @@ class _Work:
         """The model's parts, until the turn ends, the seconds run out, or the prompt turns out not to fit."""
         agent = self.agent
         options = evolve(agent.options, max_reasoning_tokens=self.budget.reasoning_left())
-        async with contextlib.aclosing(
-            agent.model.generate(self.messages, agent.tools.declarations(), options)
-        ) as parts:
+        async with _closing(agent.model.generate(self.messages, agent.tools.declarations(), options)) as parts:
             while True:
                 left = self.budget.seconds_left()
                 try:
@@ -324,9 +335,7 @@ class _Work:
                 for one in await self.conclude(answer, verdict, write_message=True):
                     yield one
         else:
-            yield await self.observe(
-                call, index, ToolResult(text=f"error: no control tool '{call.name}' here", ok=False)
-            )
+            yield await self.observe(call, index, ToolResult(text=f"error: no control tool '{call.name}' here", ok=False))
 
     # ── answer, verify, revise, conclude ────────────────────────────────────────────────────────────────────────────────
 
@@ -353,9 +362,7 @@ class _Work:
                 yield item
             return
         if ANSWER in self.agent.tools.names() and (turn.reasoning or "").strip():
-            dropped = Warned(
-                text="answered in plain content: the family's history rule drops its reasoning from now on"
-            )
+            dropped = Warned(text="answered in plain content: the family's history rule drops its reasoning from now on")
             yield (await self.append(dropped))[0]
         answer = answer_from_text(turn.content)
         verdict, stored = await self.verify(answer)
@@ -395,15 +402,11 @@ class _Work:
         reason = str(reached) if reached is not None else why
         for stored in await self.append(*events):
             yield stored
-        known = [
-            one for one in projection.trajectory(self.events).observations if one.ok and one.tool not in (ANSWER, NOTE)
-        ]
+        known = [one for one in projection.trajectory(self.events).observations if one.ok and one.tool not in (ANSWER, NOTE)]
         lines = [f"I stopped before an answer: {reason}."]
         if known:
             lines.append("Known so far:")
-            lines += [
-                f"- {one.tool} {one.arguments}: {one.text.splitlines()[0] if one.text else ''}" for one in known[-10:]
-            ]
+            lines += [f"- {one.tool} {one.arguments}: {one.text.splitlines()[0] if one.text else ''}" for one in known[-10:]]
         status: AnswerStatus = "partial" if reached is not None or known else "failed"
         given = AnswerGiven(text="\n".join(lines), status=status, reason=reason)
         for stored in await self.end(given, write_message=True):

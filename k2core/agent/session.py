@@ -13,13 +13,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from k2core.agent.budget import Limits
 from k2core.agent.journal import Journal
 from k2core.agent.loop import Agent
 from k2core.control import control_tools
-from k2core.errors import InputError, UnknownName, Unavailable
+from k2core.errors import InputError, Unavailable, UnknownName
 from k2core.interfaces import ChatModel, GenerateOptions, ModelProfile, NotAvailable, Numerics, ToolContext
 from k2core.plugins import Plugins
 from k2core.tools import RESULT_LIMIT, Registry
@@ -58,7 +58,7 @@ class Choice:
     tools: tuple[str, ...] | None = None
     documents: Path | None = None
     store: Path | None = None
-    limits: Limits = Limits()
+    limits: Limits = field(factory=Limits)
     temperature: float | None = None
     top_p: float = 1.0
     min_p: float = 0.0
@@ -153,7 +153,10 @@ def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = 
         options = {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi", "profile": None}
     elif "/" in choice.model or folder.exists():
         what = "is not a folder" if folder.exists() else "does not exist"
-        raise InputError(f"cannot open model '{choice.model}': it {what}. Give a checkpoint folder or one of {', '.join(plugins.names('model'))}.")
+        raise InputError(
+            f"cannot open model '{choice.model}': it {what}. "
+            f"Give a checkpoint folder or one of {', '.join(plugins.names('model'))}."
+        )
     else:
         raise UnknownName("model", choice.model, plugins.names("model"), "A checkpoint folder's path works too.")
     return _engine(plugins, choice, options, progress)
@@ -169,7 +172,10 @@ def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress:
     probed = backend.probe()
     if isinstance(probed, NotAvailable):
         others = [name for name in plugins.names("backend") if name != choice.backend]
-        raise Unavailable(f"backend '{choice.backend}' is not available: {probed.reason}" + (f" Others: {', '.join(others)}." if others else ""))
+        raise Unavailable(
+            f"backend '{choice.backend}' is not available: {probed.reason}"
+            + (f" Others: {', '.join(others)}." if others else "")
+        )
     tokenizer = plugins.get("tokenizer", options["tokenizer"]).load()(checkpoint)
     chat_format = plugins.get("chat format", options["chat_format"]).load()(tokenizer)
     loaded = backend.load(checkpoint, device=choice.device, numerics=choice.numerics, progress=progress)

@@ -29,7 +29,7 @@ def to_hide(messages: Sequence[Message], usage: Usage, context: int) -> tuple[st
         return ()
     seen = sum(_characters(message) for message in messages[:last_turn])
     per_character = usage.prompt_tokens / max(seen, 1)
-    used = usage.prompt_tokens + usage.completion_tokens
+    used = float(usage.prompt_tokens + usage.completion_tokens)
     used += sum(_characters(message) for message in messages[last_turn + 1 :]) * min(per_character, 1.0)
     if used <= HIDE_AT * context:
         return ()

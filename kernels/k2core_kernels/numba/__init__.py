@@ -1,0 +1,1 @@
+"""Numba kernels, one op per file; `forward` puts them together."""
