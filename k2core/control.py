@@ -15,9 +15,8 @@ ANSWER = "answer"
 NOTE = "note"
 
 
-class ClaimArgument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """One claim as the model writes it."""
-
+# no docstring: it would become a description in the frozen declaration
+class ClaimArgument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):  # noqa: D101
     evidence: list[int]
     text: str
 

@@ -140,7 +140,7 @@ async def _ask(
 ) -> None:
     world = question.tools(rng)
     missing = set(question.needed) if question.family == "missing" else set()
-    tools = [_in_world(tool, world) for tool in shipped if tool.name not in missing]
+    tools = [in_world(tool, world) for tool in shipped if tool.name not in missing]
     agent = Agent(
         model=model,
         tools=Registry.of(tools),
@@ -157,7 +157,7 @@ async def _ask(
     _count(tally, question, result, compared)
 
 
-def _in_world(tool: Tool, world: World) -> Tool:
+def in_world(tool: Tool, world: World) -> Tool:
     """The shipped tool's declaration over the question's world; other tools stay as they are."""
     if tool.name not in ("calculator", "facts"):
         return tool

@@ -1,0 +1,138 @@
+"""The frozen episode: shipped tools, agent loop, chat format and generator all agree with nano_episode.toml."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from k2core.agent import projection, window
+from k2core.agent.journal import Journal
+from k2core.agent.loop import REVISIONS, Agent
+from k2core.agent.session import Choice, session_tools
+from k2core.interfaces import Finding, ModelProfile, Verdict
+from k2core.messages import Message, ToolCall
+from k2core.plugins import Plugins
+from k2core.testing.models import ScriptedModel
+from k2core.tools import Registry
+from k2core_kimi.chat_format import KimiChatFormat
+from k2core_kimi.tokenizer import KimiTokenizer
+from k2core_nano import WEIGHTS
+from k2core_nano.evaluation import in_world
+from k2core_nano.train import documents
+from k2core_nano.train.questions import Turn, solved
+from k2core_nano.train.world import plain, shown
+from k2core_specs import load
+
+SPEC = load("formats/nano_episode.toml")
+FAMILIES = [family for families in SPEC["families"].values() for family in families if family != "missing"]
+
+
+@pytest.fixture(scope="module")
+def plugins() -> Plugins:
+    """The installed plugins."""
+    return Plugins.discover()
+
+
+@pytest.fixture(scope="module")
+def chat_format() -> KimiChatFormat:
+    """The chat format over the embedded model's own vocabulary."""
+    return KimiChatFormat(KimiTokenizer.open(WEIGHTS))
+
+
+def test_the_shipped_tools_declare_what_the_model_was_taught(plugins: Plugins, tmp_path: Path) -> None:
+    """Every declaration of the product equals the specification to the letter."""
+    declared = {
+        tool.name: json.dumps(tool.declaration(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        for tool in session_tools(plugins, Choice(documents=tmp_path))
+    }
+
+    assert declared == SPEC["tools"]
+
+
+def test_six_declarations_take_at_most_400_tokens(chat_format: KimiChatFormat, plugins: Plugins, tmp_path: Path) -> None:
+    """The whole prefix of all seven tools, system text included, stays under 400 tokens."""
+    tools = [tool.declaration() for tool in session_tools(plugins, Choice(documents=tmp_path))]
+    system = Message(role="system", content=SPEC["system"])
+
+    assert len(tools) == 7 and len(chat_format.render([system], tools, generate=False)) <= 400
+
+
+def test_the_registered_model_carries_the_frozen_system_text_and_window(plugins: Plugins) -> None:
+    """The profile's system text and context, the loop's revisions and the window rule are the specification's."""
+    profile = plugins.get("model", "nano").options["profile"]
+
+    assert isinstance(profile, ModelProfile) and profile.system == SPEC["system"]
+    assert profile.context == SPEC["window"]["tokens"]
+    assert (window.HIDE_AT, window.HIDE_UNTIL) == (SPEC["window"]["hide_at"], SPEC["window"]["hide_until"])
+    assert projection.HIDDEN == SPEC["results"]["hidden"]
+    assert SPEC["limits"]["rejections"] == REVISIONS
+
+
+def test_verdicts_have_the_frozen_form() -> None:
+    """An accepted and a rejected answer read as the specification says."""
+    finding = Finding(verifier="v", subject="7", status="unsupported", hint=SPEC["verdicts"]["number"].format(number=7))
+
+    assert Verdict().render() == SPEC["results"]["answer"][0]
+    assert Verdict(findings=(finding, finding)).render() == SPEC["results"]["answer"][1].format(
+        findings="number 7 is in no result"
+    )
+
+
+def turn_message(turn: Turn) -> Message:
+    """An oracle's step as the message a model would have written."""
+    arguments = json.dumps(turn.step.arguments, ensure_ascii=False, separators=(",", ":"))
+    call = ToolCall(id=f"functions.{turn.step.tool}:{turn.index}", name=turn.step.tool, arguments=arguments)
+    return Message(role="assistant", reasoning=turn.step.think, tool_calls=(call,))
+
+
+def document_of(asked: documents.Question, turns: list[Turn], names: tuple[str, ...]) -> list[int]:
+    """The training document of these turns, prefix included."""
+    builder = documents.Builder()
+    builder.user(asked.text)
+    for place, turn in enumerate(turns):
+        builder.step(turn.step, turn.index, 1)
+        if place + 1 < len(turns):
+            builder.result(turn.step.tool, turn.index, turn.result)
+    return documents.prefix(tuple(SPEC["tools"][name] for name in sorted(names))) + builder.ids
+
+
+@given(seed=st.integers(0, 2**32), family=st.sampled_from(FAMILIES))
+def test_the_loop_and_the_chat_format_give_what_the_generator_wrote(
+    tmp_path_factory: pytest.TempPathFactory, plugins: Plugins, chat_format: KimiChatFormat, seed: int, family: str
+) -> None:
+    """The oracle's turns, played through the agent over the question's world, render to the training document's ids."""
+    asked = documents.question(random.Random(seed), family)
+    turns = solved(asked, random.Random(seed))
+    world = asked.tools(random.Random(seed))
+    tools = Registry.of([in_world(tool, world) for tool in session_tools(plugins, Choice())])
+    journal = Journal.open(tmp_path_factory.mktemp("episode") / "runs.sqlite")
+    profile = ModelProfile(context=100_000, system=SPEC["system"])
+    agent = Agent(model=ScriptedModel(map(turn_message, turns), profile=profile), tools=tools, journal=journal)
+
+    result = asyncio.run(agent.ask(asked.text))
+    messages = projection.messages(journal.events(result.run))
+    journal.close()
+
+    last_step = max(place for place, message in enumerate(messages) if message.tool_calls)
+    rendered = chat_format.render(messages[: last_step + 1], tools.declarations(), generate=False)
+    assert rendered == document_of(asked, turns, tools.names())
+
+
+@given(seed=st.integers(0, 2**32))
+def test_the_world_computes_what_the_shipped_calculator_computes(seed: int) -> None:
+    """On the generator's own expressions, the world's calculator and the product's give the same text."""
+    from k2core_nano.train.world import evaluate
+    from k2core_tools.calculator import evaluate as shipped
+    from k2core_tools.calculator import render
+
+    rng = random.Random(seed)
+    asked = documents.question(rng, rng.choice(SPEC["families"]["arithmetic"]))
+    for turn in solved(asked, rng):
+        if turn.step.tool == "calculator":
+            expression = str(turn.step.arguments["expression"])
+            assert shown(evaluate(expression)) == render(shipped(expression))
+            assert plain(evaluate(expression)) in (None, render(shipped(expression)))
