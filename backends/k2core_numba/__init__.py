@@ -1,9 +1,9 @@
 """The CPU backend: every op a Numba kernel, experts packed in INT4, the same bits for a token in whatever batch it runs.
 
-    backend    probe and load                      model      the loaded model: sequences, forward
-    weights    checkpoint -> arrays and addresses  pages      the latent cache, shared between forks
-    packing    layouts of matrices                 workspace  what a forward writes into
-    runtime    compiling, its cache, the one lock  moe        the seam of the experts
+backend    probe and load                      model      the loaded model: sequences, forward
+weights    checkpoint -> arrays and addresses  pages      the latent cache, shared between forks
+packing    layouts of matrices                 workspace  what a forward writes into
+runtime    compiling, its cache, the one lock  moe        the seam of the experts
 """
 
 from collections.abc import Callable

@@ -28,7 +28,9 @@ class NumbaBackend:
         try:
             return Available(device="cpu", detail=f"numba {version('numba')}, {usable_cores()} cores")
         except PackageNotFoundError:
-            return NotAvailable(reason="numba is there but its package metadata is missing. Install it again with: pip install numba")
+            return NotAvailable(
+                reason="numba is there but its package metadata is missing. Install it again with: pip install numba"
+            )
 
     def require(self) -> Available:
         """What `probe` found.

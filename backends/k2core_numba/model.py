@@ -1,6 +1,7 @@
 """A loaded model: sequences of cached latents, and the forward over a ragged batch of new tokens."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numba
@@ -14,7 +15,7 @@ from k2core_numba.packing import round_up
 from k2core_numba.pages import PageStore, addresses
 from k2core_numba.pages import Sequence as CachedSequence
 from k2core_numba.rotations import Rotations
-from k2core_numba.runtime import LOCK, kernels, portable
+from k2core_numba.runtime import LOCK, kernels, portable, use_threads
 from k2core_numba.weights import Weights
 from k2core_numba.workspace import make_workspace
 
@@ -36,9 +37,7 @@ class NumbaModel:
         self._weights: Weights | None = weights
         self._kernels = kernels()
         self._rotations = Rotations(weights.geometry)
-        self._store = PageStore(
-            weights.geometry.num_hidden_layers, weights.geometry.cache_values_per_layer, self._kernels.PAGE
-        )
+        self._store = PageStore(weights.geometry.num_hidden_layers, weights.geometry.cache_values_per_layer, self._kernels.PAGE)
         self._sequences: dict[int, CachedSequence] = {}
         self._next = 1
         self._tokens, self._context = 0, 0
@@ -62,22 +61,21 @@ class NumbaModel:
         for sequence, count in zip(sequences, counts, strict=True):
             self._store.reserve(sequence, count)
         total = sum(counts)
-        longest = max(sequence.length + count for sequence, count in zip(sequences, counts, strict=True))
-        self._grow(min(total, CHUNK), longest)
-        tokens = np.fromiter((token for item in batch for token in item.token_ids), np.int32, total)
-        rows = np.repeat(np.arange(len(batch), dtype=np.int32), counts)
-        positions = np.concatenate(
-            [np.arange(sequence.length, sequence.length + count) for sequence, count in zip(sequences, counts, strict=True)]
-        )
+        self._grow(min(total, CHUNK), max(sequence.length + count for sequence, count in zip(sequences, counts, strict=True)))
+        tokens, rows, positions = _flatten(batch, sequences, counts)
         wanted = _wanted(counts, want)
         pages, columns = addresses(sequences)
-        parts = [
-            self._chunk(weights, tokens[a:b], rows[a:b], positions[a:b], pages, columns, wanted[a:b], want)
-            for a, b in ((start, min(start + CHUNK, total)) for start in range(0, total, CHUNK))
-        ]
+        if total <= CHUNK:
+            step = self._chunk(weights, tokens, rows, positions, pages, columns, wanted, want)
+        else:
+            cuts = [slice(start, start + CHUNK) for start in range(0, total, CHUNK)]
+            parts = [
+                self._chunk(weights, tokens[cut], rows[cut], positions[cut], pages, columns, wanted[cut], want) for cut in cuts
+            ]
+            step = _joined(parts, want)
         for sequence, count in zip(sequences, counts, strict=True):
             sequence.length += count
-        return parts[0] if len(parts) == 1 else _joined(parts, want)
+        return step
 
     def length(self, handle: int) -> int:
         """Tokens in the sequence's cache."""
@@ -175,7 +173,9 @@ class NumbaModel:
                 wrong = least if least < 0 else greatest
                 raise K2Error(f"forward: token id {wrong} of sequence {item.handle} is outside the vocabulary of {vocab}")
             if (after := sequence.length + len(item.token_ids)) > most:
-                raise CapacityError(f"forward: sequence {item.handle} would have {after} tokens, the model has {most} positions")
+                raise CapacityError(
+                    f"forward: sequence {item.handle} would have {after} tokens, the model has {most} positions"
+                )
         return sequences
 
     def _grow(self, tokens: int, context: int) -> None:
@@ -199,7 +199,7 @@ class NumbaModel:
     ) -> Step:
         geometry, count = self.geometry, len(tokens)
         hidden, vocab, top_k = round_up(geometry.hidden_size), round_up(geometry.vocab_size), geometry.num_experts_per_tok
-        need = np.arange(count) if want.hidden else np.flatnonzero(wanted)
+        need = np.arange(count) if want.hidden else wanted.nonzero()[0]
         has_logits = want.logits != "none"
         final = np.empty(len(need) * hidden, np.float32)
         logits = np.empty(len(need) * vocab if has_logits else 0, np.float32)
@@ -207,11 +207,10 @@ class NumbaModel:
         expert_ids, expert_weights = np.empty(choices, np.int32), np.empty(choices, np.float32)
         chunk = self._kernels.Chunk(tokens, rows, positions, pages, columns, need)
         with LOCK:
-            if self.threads > 1:
-                numba.set_num_threads(min(self.threads, numba.config.NUMBA_NUM_THREADS))
+            threads = use_threads(self.threads)
             self._kernels.forward(
                 weights.sizes, weights.constants, weights.addresses, chunk, self._rotations.cosine, self._rotations.sine,
-                self._work, expert_ids, expert_weights, final, logits, has_logits, self.threads,
+                self._work, expert_ids, expert_weights, final, logits, has_logits, threads,
             )  # fmt: skip
         table = logits.reshape(-1, vocab)[:, : geometry.vocab_size]
         ids, shares = expert_ids.reshape(-1, count, top_k), expert_weights.reshape(-1, count, top_k)
@@ -222,11 +221,24 @@ class NumbaModel:
         )
 
 
+def _flatten(
+    batch: Sequence[SequenceInput], sequences: list[CachedSequence], counts: list[int]
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+    """Token ids, rows of the batch and positions of all new tokens."""
+    if len(batch) == 1:
+        count, start = counts[0], sequences[0].length
+        tokens = np.array(batch[0].token_ids, np.int32)
+        return tokens, np.zeros(count, np.int32), np.arange(start, start + count)
+    tokens = np.fromiter((token for item in batch for token in item.token_ids), np.int32, sum(counts))
+    starts = [np.arange(sequence.length, sequence.length + count) for sequence, count in zip(sequences, counts, strict=True)]
+    return tokens, np.repeat(np.arange(len(batch), dtype=np.int32), counts), np.concatenate(starts)
+
+
 def _wanted(counts: list[int], want: Want) -> NDArray[np.bool_]:
     """Which new tokens' logits are wanted."""
-    wanted = np.full(sum(counts), want.logits == "all")
+    wanted = (np.ones if want.logits == "all" else np.zeros)(sum(counts), np.bool_)
     if want.logits == "last":
-        wanted[np.cumsum(counts) - 1] = True
+        wanted[[end - 1 for end in accumulate(counts)]] = True
     return wanted
 
 

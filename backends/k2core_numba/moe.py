@@ -2,14 +2,13 @@
 
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from k2core.errors import K2Error, ShapeError
 from k2core.interfaces import Routing
 from k2core_numba.packing import round_up
-from k2core_numba.runtime import LOCK, kernels
+from k2core_numba.runtime import LOCK, kernels, use_threads
 from k2core_numba.weights import Weights
 from k2core_numba.workspace import make_workspace
 
@@ -36,10 +35,10 @@ class NumbaMoE:
         shape = (tokens, weights.sizes.top_k)
         ids, shares = np.empty(shape, np.int32), np.empty(shape, np.float32)
         with LOCK:
-            self._set_threads()
+            threads = use_threads(self._threads)
             work = make_workspace(weights.sizes, tokens, 1)
             self._kernels.route(
-                weights.sizes, weights.constants, row, flat, tokens, work, ids.reshape(-1), shares.reshape(-1), 0, self._threads
+                weights.sizes, weights.constants, row, flat, tokens, work, ids.reshape(-1), shares.reshape(-1), 0, threads
             )
         return Routing(expert_ids=ids, weights=shares)
 
@@ -57,13 +56,13 @@ class NumbaMoE:
         if ids.shape != expected or shares.shape != expected:
             raise ShapeError(f"moe_experts: routing has {ids.shape} ids and {shares.shape} weights, expected {expected}")
         if tokens and (ids.min() < 0 or ids.max() >= weights.sizes.experts):
-            raise K2Error(f"moe_experts: expert ids reach from {ids.min()} to {ids.max()}, layer {layer} has {weights.sizes.experts}")
-        with LOCK:
-            self._set_threads()
-            work = make_workspace(weights.sizes, tokens, 1)
-            self._kernels.experts(
-                weights.sizes, row, flat, tokens, work, ids.reshape(-1), shares.reshape(-1), 0, self._threads
+            raise K2Error(
+                f"moe_experts: expert ids reach from {ids.min()} to {ids.max()}, layer {layer} has {weights.sizes.experts}"
             )
+        with LOCK:
+            threads = use_threads(self._threads)
+            work = make_workspace(weights.sizes, tokens, 1)
+            self._kernels.experts(weights.sizes, row, flat, tokens, work, ids.reshape(-1), shares.reshape(-1), 0, threads)
         return self._rows(work.routed, weights, tokens)
 
     def forward(self, layer: int, x: Any) -> NDArray[np.float32]:
@@ -71,25 +70,23 @@ class NumbaMoE:
         routed = self.experts(layer, x, self.route(layer, x))
         weights, row, flat, tokens = self._prepare(layer, x)
         with LOCK:
-            self._set_threads()
+            threads = use_threads(self._threads)
             work = make_workspace(weights.sizes, tokens, 1)
-            self._kernels.mlp(weights.sizes, row, weights.sizes.shared_inner, flat, tokens, work, self._threads)
+            self._kernels.mlp(weights.sizes, row, weights.sizes.shared_inner, flat, tokens, work, threads)
         return self._rows(work.output, weights, tokens) + routed
 
     def close(self) -> None:
         """Let go of the weights."""
         self._weights = None
 
-    def _set_threads(self) -> None:
-        if self._threads > 1:
-            numba.set_num_threads(min(self._threads, numba.config.NUMBA_NUM_THREADS))
-
     def _prepare(self, layer: int, x: Any) -> tuple[Weights, NDArray[np.int64], NDArray[np.float32], int]:
         if self._weights is None:
             raise K2Error("cannot run a model that was closed. Load the checkpoint again.")
         geometry = self._weights.geometry
         if layer not in geometry.moe_layers:
-            raise K2Error(f"layer {layer} has no experts; layers {geometry.moe_layers.start} to {geometry.moe_layers.stop - 1} have")
+            raise K2Error(
+                f"layer {layer} has no experts; layers {geometry.moe_layers.start} to {geometry.moe_layers.stop - 1} have"
+            )
         values = np.asarray(x)
         if values.ndim != 2 or values.shape[1] != geometry.hidden_size:
             raise ShapeError(f"moe: x is {values.shape}, expected (tokens, {geometry.hidden_size})")

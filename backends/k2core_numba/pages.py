@@ -1,7 +1,7 @@
 """The latent cache: pages of 64 positions of all layers, shared between a sequence and its forks until one of them writes.
 
-A value beyond a sequence's length is never weighted, but a weight of zero times infinity would be NaN, so what a sequence forgot
-is zeroed before it writes next to it.
+A value beyond a sequence's length is never weighted, but a weight of zero times infinity would be NaN, so what a sequence
+forgot is zeroed before it writes next to it.
 """
 
 from typing import Any
@@ -67,7 +67,9 @@ class PageStore:
                 fresh.append(self._page())
         except MemoryError as error:
             need = (last + 1 - first) * self.page_bytes
-            raise CapacityError(f"cannot grow a sequence to {sequence.length + tokens} tokens: no memory for {need} bytes") from error
+            raise CapacityError(
+                f"cannot grow a sequence to {sequence.length + tokens} tokens: no memory for {need} bytes"
+            ) from error
         for page in sequence.pages[first:]:
             if page is not fresh[0]:
                 page.owners -= 1

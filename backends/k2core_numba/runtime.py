@@ -1,8 +1,8 @@
 """Compiling the kernels once, keeping them in a folder of the user's cache, and the one lock around running them.
 
-Numba misses a change in a function that a cached one calls from another file, so the folder's name carries a hash over all kernel
-files, Numba's version and the CPU. Parallel regions of several Python threads at once abort the process under some of Numba's
-threading layers, so every kernel runs under `LOCK`. No process is ever forked.
+Numba misses a change in a function that a cached one calls from another file, so the folder's name carries a hash over all
+kernel files, Numba's version and the CPU. Parallel regions of several Python threads at once abort the process under some of
+Numba's threading layers, so every kernel runs under `LOCK`. No process is ever forked.
 """
 
 import hashlib
@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numba
 import structlog
 from llvmlite import binding
-from numba.core import config as numba_config
+from numba.core import config
 from platformdirs import user_cache_dir
 
 LOCK = threading.RLock()
+numba_config: Any = config  # its settings are made at run time
 PORTABLE = "K2CORE_NUMBA_PORTABLE"
 PACKAGE = "k2core_kernels.numba"
 ENTRY_POINTS = ("forward", "route", "experts", "mlp")
@@ -73,7 +75,9 @@ def _writable(folder: Path) -> Path:
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except OSError as error:
-        log.warning("kernels.cache.unwritable", folder=str(folder), reason=error.strerror, then="compiled again by every process")
+        log.warning(
+            "kernels.cache.unwritable", folder=str(folder), reason=error.strerror, then="compiled again by every process"
+        )
         return Path(tempfile.mkdtemp(prefix="k2core-numba-"))
 
 
@@ -97,6 +101,9 @@ def compile_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
     """
     with LOCK:
         forward = kernels()
+        # loads the threading layer: a cached caller of a parallel kernel refers to its symbols but does not load it
+        # (numba 0.68: "Symbol not found: allocate_sched" aborts the process)
+        numba.get_num_threads()
         registered = importlib.import_module(f"{PACKAGE}.options").KERNELS
         entries = {id(getattr(forward, name)) for name in ENTRY_POINTS}
         marker = _folders[0] / COMPLETE if _folders else None  # none where others imported the kernels before
@@ -110,3 +117,11 @@ def compile_kernels(progress: Callable[[str, int, int], None] | None = None) -> 
                     progress("compiling kernels (once)", done, len(registered))
         if marker is not None and not complete:
             marker.touch()
+
+
+def use_threads(threads: int) -> int:
+    """Let the calling Python thread's parallel regions use this many threads, or as many as Numba has; returns which."""
+    usable = min(threads, int(numba_config.NUMBA_NUM_THREADS))
+    if usable > 1:
+        numba.set_num_threads(usable)
+    return usable

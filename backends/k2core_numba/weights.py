@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from k2core.errors import CheckpointError
 from k2core.model.checkpoint import Checkpoint
 from k2core.model.config import Geometry
+from k2core.model.int4 import PackedMatrix
+from k2core.model.layout import PROJECTIONS
 from k2core_numba.packing import round_up, tile_int4, tile_plain, tile_scales
 from k2core_numba.runtime import kernels
-
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 @frozen(kw_only=True)
@@ -55,8 +55,7 @@ class _Reader:
         geometry = self.geometry
         if geometry.moe_layers and not checkpoint.experts_are_packed:
             raise CheckpointError(
-                f"cannot load {checkpoint.folder}: its experts are not INT4. "
-                "The numba backend needs pack-quantized experts."
+                f"cannot load {checkpoint.folder}: its experts are not INT4. The numba backend needs pack-quantized experts."
             )
         self.addresses = np.zeros((geometry.num_hidden_layers + 1, self.columns.COLUMNS), np.int64)
         self.arrays: list[NDArray[Any]] = []
@@ -123,6 +122,7 @@ class _Reader:
             for expert in range(count):
                 matrix = self.checkpoint.expert(layer, expert, projection)
                 name = f"{prefix}.experts.{expert}.{projection}"
+                assert isinstance(matrix, PackedMatrix)  # the checkpoint says that all are packed
                 if matrix.shape != shape:
                     raise CheckpointError(f"cannot load {name}: its shape is {matrix.shape}, config.json says {shape}")
                 tiles = tile_int4(matrix.packed)

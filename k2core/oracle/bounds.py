@@ -1,12 +1,12 @@
 """How far a float32 computation may be from the oracle, op by op, derived and not guessed.
 
-u = 2**-24 is float32's unit roundoff: each operation gives the exact result times (1 + d), |d| <= u. After n of them in a chain the
-factor is within `gamma(n)` of 1 (Higham, Accuracy and Stability of Numerical Algorithms, §3.1). A sum of n products in whatever
-order, fused or not, has at most n roundings on the way of any product, so its error is at most gamma(n) times the sum of the
-products' magnitudes. Every bound here is for any order of summation, hence for every backend with numerics ``exact``.
+u = 2**-24 is float32's unit roundoff: each operation gives the exact result times (1 + d), |d| <= u. After n of them in a chain
+the factor is within `gamma(n)` of 1 (Higham, Accuracy and Stability of Numerical Algorithms, §3.1). A sum of n products in
+whatever order, fused or not, has at most n roundings on the way of any product, so its error is at most gamma(n) times the sum
+of the products' magnitudes. Every bound here is for any order of summation, hence for every backend with numerics ``exact``.
 
-Bounds are arrays of the result's shape. Inputs are taken as exact; where an op follows another inside one bound, the first one's
-error is carried through the second's derivative.
+Bounds are arrays of the result's shape. Inputs are taken as exact; where an op follows another inside one bound, the first
+one's error is carried through the second's derivative.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,9 @@ def sigmoid_error(score: Float64, logit_error: Float64) -> Float64:
     return score * (gamma(EXPONENTIAL + 2) + np.expm1(logit_error)) + FLUSHED
 
 
-def moe_route_bound(x: AnyFloat, weight: AnyFloat, scores: Float64, chosen: Float64, *, factor: float) -> tuple[Float64, Float64]:
+def moe_route_bound(
+    x: AnyFloat, weight: AnyFloat, scores: Float64, chosen: Float64, *, factor: float
+) -> tuple[Float64, Float64]:
     """Of the router.
 
     Args:

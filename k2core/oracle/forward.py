@@ -1,6 +1,7 @@
 """The whole forward of a checkpoint in float64: slow, plain, and what a backend's logits are compared with."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from attrs import field, frozen
@@ -65,7 +66,7 @@ def forward(checkpoint: Checkpoint, token_ids: Sequence[int]) -> OracleStep:
         expert_ids, weights = moe_route(
             normed, router, bias, top_k, normalise=geometry.norm_topk_prob, factor=geometry.routed_scaling_factor
         )
-        routed = moe_experts(normed, expert_ids, weights, lambda expert, layer=layer: _expert(checkpoint, layer, expert))
+        routed = moe_experts(normed, expert_ids, weights, partial(_expert, checkpoint, layer))
         x = x + routed + swiglu(normed, *_mlp(checkpoint, f"{prefix}.mlp.shared_experts"))
         chosen.append(expert_ids)
         margin = np.minimum(margin, margins(normed, router, bias, top_k))

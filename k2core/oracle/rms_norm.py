@@ -17,4 +17,5 @@ def rms_norm(x: AnyFloat, gain: AnyFloat, eps: float) -> Float64:
     """
     values = exact(x)
     mean_square = np.mean(values * values, axis=-1, keepdims=True)
-    return exact(gain) * values / np.sqrt(mean_square + eps)
+    normed: Float64 = exact(gain) * values / np.sqrt(mean_square + eps)
+    return normed

@@ -9,14 +9,14 @@ import threading
 import ml_dtypes
 import numpy as np
 import pytest
+from k2core_numba import runtime
+from k2core_numba.backend import NumbaBackend
 
 from k2core.errors import CheckpointError, ConfigError, Unavailable
 from k2core.interfaces import Available, NotAvailable, SequenceInput, Want
 from k2core.model.config import Geometry
 from k2core.plugins import Plugins
 from k2core.testing.checkpoints import tiny_config, tiny_tensors, write_safetensors, write_tiny_checkpoint
-from k2core_numba import runtime
-from k2core_numba.backend import NumbaBackend
 
 SCRIPT = """
 import hashlib, json, sys, time
@@ -178,7 +178,7 @@ def test_numba_settings_of_others_stay(compiled):
     """Importing the kernels leaves Numba's own cache folder setting as it was."""
     from numba.core import config
 
-    assert config.CACHE_DIR == os.environ.get("NUMBA_CACHE_DIR", "")
+    assert os.environ.get("NUMBA_CACHE_DIR", "") == config.CACHE_DIR
 
 
 def test_each_kernel_has_one_signature(model):

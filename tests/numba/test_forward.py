@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from k2core_numba.backend import NumbaBackend
+from k2core_numba.model import CHUNK
 
 from k2core.interfaces import SequenceInput, Want
 from k2core.model.checkpoint import Checkpoint
 from k2core.oracle.forward import forward as oracle_forward
-from k2core_numba.backend import NumbaBackend
-from k2core_numba.model import CHUNK
 
 ALL = Want(logits="all")
 
@@ -28,7 +28,7 @@ def logits_of(model, ids):
 
 
 def test_logits_agree_with_the_oracle(model, folder):
-    """Logits are within 1e-3 of float64, the greedy token is the same where it leads by 2e-3, and routing where it is no tie."""
+    """Logits are within 1e-3 of float64; the greedy token is the same where it leads by 2e-3, routing where it is no tie."""
     ids = some_ids(model, 150)
     handle = model.new_sequence()
     step = model.forward([SequenceInput(handle=handle, token_ids=ids)], Want(logits="all", routing=True, hidden=True))

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from k2core_numba.packing import round_up, tile_int4, tile_plain, tile_scales
+from k2core_numba.runtime import kernels
 
 from k2core.model.int4 import dequantise, quantise
 from k2core.oracle import bounds
@@ -15,8 +17,6 @@ from k2core.oracle.moe_route import moe_route as route_oracle
 from k2core.oracle.moe_route import sigmoid
 from k2core.oracle.rms_norm import rms_norm as rms_norm_oracle
 from k2core.oracle.rope_yarn import rope_yarn as rope_oracle
-from k2core_numba.packing import round_up, tile_int4, tile_plain, tile_scales
-from k2core_numba.runtime import kernels
 
 kernels()  # sets the cache before the kernel modules are imported by name
 
@@ -190,7 +190,10 @@ def test_moe_experts(tokens, experts, hidden_groups, inner_groups, group, seed):
     hidden, inner = hidden_groups * group, inner_groups * group
     top_k = int(random.integers(1, experts + 1))
     stored = [
-        [quantise(random.standard_normal(shape).astype(np.float32), group) for shape in ((inner, hidden), (inner, hidden), (hidden, inner))]
+        [
+            quantise(random.standard_normal(shape).astype(np.float32), group)
+            for shape in ((inner, hidden), (inner, hidden), (hidden, inner))
+        ]
         for _ in range(experts)
     ]
     packs = []
@@ -247,7 +250,9 @@ def test_mla_attention(context, heads, rank, pairs, seed):
 
     y = run(query)
     identity = np.broadcast_to(np.concatenate([np.eye(rank)] * 2), (heads, 2 * rank, rank))
-    expected = attention_oracle(query[..., :rank], query[..., rank:], latent[:, :rank], latent[:, rank:], identity, positions, 0.25)
+    expected = attention_oracle(
+        query[..., :rank], query[..., rank:], latent[:, :rank], latent[:, rank:], identity, positions, 0.25
+    )
     assert (np.abs(y - expected) <= bounds.latent_attention_bound(query, latent, positions, 0.25, rank)).all()
     for head in range(heads):
         np.testing.assert_array_equal(run(np.ascontiguousarray(query[:, head : head + 1]))[:, 0], y[:, head])

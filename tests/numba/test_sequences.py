@@ -5,11 +5,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from k2core_numba.backend import NumbaBackend
 
 from k2core.errors import K2Error, ShapeError
 from k2core.interfaces import Routing, SequenceInput, Want
 from k2core.testing.checkpoints import write_tiny_checkpoint
-from k2core_numba.backend import NumbaBackend
 
 
 def extend(model, handle, ids):
@@ -67,16 +67,19 @@ class Sequences(RuleBasedStateMachine):
 
     @initialize()
     def start(self):
+        """No sequences."""
         self.ids = {}
 
     @precondition(lambda self: len(self.ids) < 4)
     @rule()
     def new(self):
+        """An empty sequence."""
         self.ids[self.model.new_sequence()] = []
 
     @precondition(lambda self: self.ids)
     @rule(data=st.data(), ids=st.lists(st.integers(0, 132), min_size=1, max_size=40))
     def extend(self, data, ids):
+        """Append to one and compare with a fresh sequence of the same ids."""
         handle = data.draw(st.sampled_from(sorted(self.ids)))
         self.ids[handle] += ids
         np.testing.assert_array_equal(extend(self.model, handle, ids), fresh(self.model, self.ids[handle]))
@@ -84,6 +87,7 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: self.ids)
     @rule(data=st.data())
     def truncate(self, data):
+        """Cut one."""
         handle = data.draw(st.sampled_from(sorted(self.ids)))
         length = data.draw(st.integers(0, len(self.ids[handle])))
         self.model.truncate(handle, length)
@@ -92,6 +96,7 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: 0 < len(self.ids) < 4)
     @rule(data=st.data())
     def fork(self, data):
+        """Fork one anywhere."""
         handle = data.draw(st.sampled_from(sorted(self.ids)))
         length = data.draw(st.integers(0, len(self.ids[handle])))
         self.ids[self.model.fork(handle, length)] = self.ids[handle][:length]
@@ -99,11 +104,13 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: self.ids)
     @rule(data=st.data())
     def free(self, data):
+        """Drop one."""
         handle = data.draw(st.sampled_from(sorted(self.ids)))
         self.model.free(handle)
         del self.ids[handle]
 
     def teardown(self):
+        """Lengths agree to the end."""
         for handle, ids in self.ids.items():
             assert self.model.length(handle) == len(ids)
             self.model.free(handle)

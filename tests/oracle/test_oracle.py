@@ -102,7 +102,8 @@ def test_float32_swiglu_stays_within_its_bound(tokens, hidden, inner, seed):
     """A plain float32 gated feed-forward keeps to the bound."""
     random = np.random.default_rng(seed)
     x, gate, up, down = (
-        random.standard_normal(shape).astype(np.float32) for shape in ((tokens, hidden), (inner, hidden), (inner, hidden), (hidden, inner))
+        random.standard_normal(shape).astype(np.float32)
+        for shape in ((tokens, hidden), (inner, hidden), (inner, hidden), (hidden, inner))
     )
     left = x @ gate.T
     result = (left / (np.float32(1) + np.exp(-left)) * (x @ up.T)) @ down.T

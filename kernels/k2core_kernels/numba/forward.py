@@ -135,7 +135,9 @@ def _matrix(address, rows, columns):
 
 @kernel(none(size, size, size, floats, size, size, floats, size, size))
 def _project(address, rows, columns, x, x_stride, tokens, y, y_stride, threads):
-    linear(_matrix(address, rows, columns), (columns + 1) // 2, (rows + 15) // 16, x, 0, x_stride, tokens, y, 0, y_stride, threads)
+    linear(
+        _matrix(address, rows, columns), (columns + 1) // 2, (rows + 15) // 16, x, 0, x_stride, tokens, y, 0, y_stride, threads
+    )
 
 
 @kernel(none(floats, floats, size))
@@ -152,7 +154,17 @@ def attention(sizes, constants, row, layer, chunk, cosine, sine, work, threads):
     width, hidden_stride = rank + rope, _up16(sizes.hidden)
     query_stride, latent_stride = _up16(heads * (nope + rope)), _up16(width)
     rank_stride = _up16(sizes.query_rank)
-    _project(row[QUERY_A], sizes.query_rank, sizes.hidden, work.normed, hidden_stride, tokens, work.query_latent, rank_stride, threads)
+    _project(
+        row[QUERY_A],
+        sizes.query_rank,
+        sizes.hidden,
+        work.normed,
+        hidden_stride,
+        tokens,
+        work.query_latent,
+        rank_stride,
+        threads,
+    )
     gain = _floats(row[QUERY_NORM], sizes.query_rank)
     rms_norm(work.query_latent, 0, rank_stride, tokens, gain, constants.latent_eps, work.query_latent, 0, rank_stride)
     _project(
@@ -185,7 +197,8 @@ def attention(sizes, constants, row, layer, chunk, cosine, sine, work, threads):
             rope_yarn(work.query, source, cosine, sine, rope // 2, chunk.positions[token], work.absorbed, target)
     mla_attention(
         tokens, heads, work.absorbed, absorbed_stride, chunk.pages, chunk.page_columns, chunk.sequences, chunk.positions,
-        layer_offset, rank, width, constants.softmax_scale, work.scores, len(work.scores) // SCORE_ROWS, work.attended, rank_rows, threads,
+        layer_offset, rank, width, constants.softmax_scale, work.scores, len(work.scores) // SCORE_ROWS, work.attended,
+        rank_rows, threads,
     )  # fmt: skip
     value_stride, value_rows = _up16(heads * sizes.value) + 16, _up16(sizes.value)
     pairs = (rank + 1) // 2
@@ -195,7 +208,9 @@ def attention(sizes, constants, row, layer, chunk, cosine, sine, work, threads):
             weight, pairs, value_rows // 16, work.attended, head * rank_rows, heads * rank_rows, tokens, work.values,
             head * sizes.value, value_stride, threads,
         )  # fmt: skip
-    _project(row[OUTPUT], sizes.hidden, heads * sizes.value, work.values, value_stride, tokens, work.output, hidden_stride, threads)
+    _project(
+        row[OUTPUT], sizes.hidden, heads * sizes.value, work.values, value_stride, tokens, work.output, hidden_stride, threads
+    )
 
 
 @kernel(none(_SIZES, longs, size, floats, size, _WORKSPACE, size))
@@ -235,10 +250,10 @@ def experts(sizes, row, x, tokens, work, expert_ids, weights, start, threads):
     )  # fmt: skip
 
 
-@kernel(none(
-    _SIZES, _CONSTANTS, table, _CHUNK, floats, floats, _WORKSPACE, ints, floats, floats, floats, flag, size
-))
-def forward(sizes, constants, weights, chunk, cosine, sine, work, expert_ids, expert_weights, final, logits, want_logits, threads):
+@kernel(none(_SIZES, _CONSTANTS, table, _CHUNK, floats, floats, _WORKSPACE, ints, floats, floats, floats, flag, size))
+def forward(
+    sizes, constants, weights, chunk, cosine, sine, work, expert_ids, expert_weights, final, logits, want_logits, threads
+):
     """Run a chunk of tokens through all layers.
 
     Args:

@@ -1,12 +1,11 @@
 """Latent attention in absorbed form: queries meet the cached latents directly, keys and values are never expanded.
 
-The cache of a sequence is a list of pages. A page holds PAGE positions of all layers; per layer PAGE / 16 blocks of 16 positions;
-a block holds, for each of the rank latent and rotated-key values, 16 float32, one per position.
+The cache of a sequence is a list of pages. A page holds PAGE positions of all layers; per layer PAGE / 16 blocks of 16
+positions; a block holds, for each of the latent and rotated-key values, 16 float32, one per position.
 
 Order of the sums: a score has four chains over the dimensions (dimension modulo 4), added as a tree; softmax subtracts the
-maximum, sums 16 lanes over the blocks in order, then the lanes' tree; a value does the same. Heads that are computed together share loads,
-not sums. Blocks sit at fixed positions, so a
-token's result does not depend on how its prompt was cut.
+maximum, sums 16 lanes over the blocks in order, then the lanes' tree; a value does the same. Heads that are computed
+together share loads, not sums. Blocks sit at fixed positions, so a token's result does not depend on how its prompt was cut.
 """
 
 import numba
@@ -166,7 +165,9 @@ def _values_of_two(
         _store_eight(b0, b1, b2, b3, b4, b5, b6, b7, inverse1, y, y_start + y_stride + d)
 
 
-@kernel(none(size, size, size, floats, size, longs, size, ints, longs, size, size, size, real, floats, size, size, floats, size))
+@kernel(
+    none(size, size, size, floats, size, longs, size, ints, longs, size, size, size, real, floats, size, size, floats, size)
+)
 def _attend_items(
     first, last, heads, query, query_stride, pages, page_columns, sequences, positions, layer_offset, rank, width, scale,
     scores, scores_start, scores_stride, y, y_stride,

@@ -10,7 +10,9 @@ from k2core_kernels.numba.options import floats, ints, kernel, none, shorts, siz
 from k2core_kernels.numba.swiglu import swiglu
 
 
-@kernel(none(size, size, floats, size, size, size, size, words, shorts, words, shorts, words, shorts, floats, floats, floats, size))
+@kernel(
+    none(size, size, floats, size, size, size, size, words, shorts, words, shorts, words, shorts, floats, floats, floats, size)
+)
 def _one_expert(
     expert, count, x, x_stride, hidden, inner, group, gate_words, gate_scales, up_words, up_scales, down_words, down_scales,
     gate, up, y, threads,
@@ -35,7 +37,35 @@ def _one_expert(
     )  # fmt: skip
 
 
-@kernel(none(floats, size, size, ints, floats, size, size, size, size, size, size, words, shorts, words, shorts, words, shorts, floats, floats, floats, floats, floats, ints, floats, size))
+@kernel(
+    none(
+        floats,
+        size,
+        size,
+        ints,
+        floats,
+        size,
+        size,
+        size,
+        size,
+        size,
+        size,
+        words,
+        shorts,
+        words,
+        shorts,
+        words,
+        shorts,
+        floats,
+        floats,
+        floats,
+        floats,
+        floats,
+        ints,
+        floats,
+        size,
+    )
+)
 def moe_experts(
     x, x_stride, tokens, expert_ids, weights, start, top_k, experts, hidden, inner, group,
     gate_words, gate_scales, up_words, up_scales, down_words, down_scales,
