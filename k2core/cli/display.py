@@ -107,7 +107,7 @@ class Display:
     def _turn(self, sequence: int, event: TurnEnded) -> None:
         thinking = (event.reasoning or "").strip()
         if thinking and self.reasoning and not self._streamed:
-            self._block(sequence, "think", [(thinking if self.whole else self._cut(thinking, 40), "dim")], "dim")
+            self._block(sequence, "think", [(thinking if self.whole else self._cut(thinking, 12), "dim")], "dim")
         self._thought, self._streamed = thinking, False
         if self.whole and event.content.strip():
             self._block(sequence, "content", [(event.content.strip(), "")])

@@ -1,5 +1,7 @@
-"""A model's tokenizer and chat format without its weights, and JSON from a file or standard input."""
+"""A model's tokenizer and chat format without its weights, their JSON form, and JSON from a file or standard input."""
 
+import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,23 @@ def chat_format_of(plugins: "Plugins", model: str, tokenizer: "Tokenizer") -> "C
     """The chat format of a registered model or of a folder, over its tokenizer; errors as `tokenizer_of`."""
     chat_format: ChatFormat = plugins.get("chat format", _options(plugins, model)["chat_format"]).load()(tokenizer)
     return chat_format
+
+
+def wire_of(thing: object) -> Any:
+    """The module ``wire`` beside a tokenizer or chat format: its language as JSON.
+
+    The package of a language plugin may have one, with ``encode(tokenizer, text, control)``, ``decode(tokenizer, ids,
+    control)``, ``render(chat_format, data)`` and ``parse(chat_format, data)``, each giving JSON values.
+
+    Raises:
+        Unavailable: the plugin has none.
+    """
+    from k2core.errors import Unavailable
+
+    package = type(thing).__module__.partition(".")[0]
+    if importlib.util.find_spec(f"{package}.wire") is None:
+        raise Unavailable(f"the language of {type(thing).__name__} has no JSON form: {package} has no module wire")
+    return importlib.import_module(f"{package}.wire")
 
 
 def _options(plugins: "Plugins", model: str) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """``k2 tokens``: text to token ids and back, as JSON."""
 
-import base64
-
 import click
 
 from k2core.cli.app import App
@@ -24,11 +22,11 @@ def tokens() -> None:
 @click.pass_obj
 def encode(app: App, text: str | None, control: bool, model: str | None, as_json: bool) -> None:
     """Token ids of TEXT, or of standard input to its last byte: {"ids": […], "count": n}."""
-    from k2core.cli.language import tokenizer_of
+    from k2core.cli.language import tokenizer_of, wire_of
 
     tokenizer = tokenizer_of(app.plugins(), app.settings(model=model)["model"])
-    ids = tokenizer.encode(read_stdin("text") if text in (None, "-") else str(text), control=control)
-    emit({"ids": ids, "count": len(ids)})
+    raw = read_stdin("text") if text in (None, "-") else text
+    emit(wire_of(tokenizer).encode(tokenizer, raw, control))
 
 
 @tokens.command()
@@ -38,11 +36,11 @@ def encode(app: App, text: str | None, control: bool, model: str | None, as_json
 @json_option
 @click.pass_obj
 def decode(app: App, ids: tuple[str, ...], control: bool, model: str | None, as_json: bool) -> None:
-    """Text of token IDS, or of those in standard input, apart by white space or commas: {"text": …, "bytes": base64}.
+    """Text of token IDS, or of those in standard input, apart by white space or commas: {"text": …, "utf8": true}.
 
-    Bytes that are not UTF-8 are U+FFFD in "text"; "bytes" has them as they are, control tokens as their text.
+    "utf8" is whether their bytes are UTF-8; what is not becomes U+FFFD.
     """
-    from k2core.cli.language import tokenizer_of
+    from k2core.cli.language import tokenizer_of, wire_of
     from k2core.errors import InputError
 
     words = " ".join(ids) if ids and ids != ("-",) else read_stdin("token ids")
@@ -50,10 +48,5 @@ def decode(app: App, ids: tuple[str, ...], control: bool, model: str | None, as_
     for word in words.split():
         if not (word.isascii() and word.isdigit()):
             raise InputError(f"'{word}' is not a token id. Give whole numbers from 0 on.")
-    numbers = [int(word) for word in words.split()]
     tokenizer = tokenizer_of(app.plugins(), app.settings(model=model)["model"])
-    for number in numbers:
-        if number >= tokenizer.vocab_size:
-            raise InputError(f"there is no token {number}: ids go from 0 to {tokenizer.vocab_size - 1}")
-    raw = base64.b64encode(tokenizer.decode_bytes(numbers)).decode()
-    emit({"text": tokenizer.decode(numbers, control=control), "bytes": raw, "count": len(numbers)})
+    emit(wire_of(tokenizer).decode(tokenizer, [int(word) for word in words.split()], control))
