@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from attrs import evolve
 from hypothesis import strategies as st
-from k2core_kimi.parser import TEXT_MARKERS
 
 from k2core.messages import Message, ToolCall
+from k2core_kimi.parser import TEXT_MARKERS
 
 LOOKALIKES = [
     "<|im_end|>",

@@ -8,14 +8,14 @@ import pytest
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
-from k2core_kimi.chat_format import KimiChatFormat, declaration_text
-from k2core_kimi.tokenizer import KimiTokenizer
-from k2core_kimi.vocabulary import Vocabulary
 from kimi.conversations import LOOKALIKES, any_text, conversations
 from kimi.vocabularies import small
 
 from k2core.errors import FormatError, K2Error
 from k2core.messages import Message, ToolCall
+from k2core_kimi.chat_format import KimiChatFormat, declaration_text
+from k2core_kimi.tokenizer import KimiTokenizer
+from k2core_kimi.vocabulary import Vocabulary
 
 TIDE = {
     "type": "function",

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from k2core_kimi.chat_format import KimiChatFormat
-from k2core_kimi.markers import resolve_call
-from k2core_kimi.parser import joined
 from kimi.conversations import any_text, plain_text, turns
 from kimi.vocabularies import small
 
 from k2core.messages import ArgumentsDelta, CallStarted, ContentDelta, Delta, Message, ReasoningDelta, message_from_json
+from k2core_kimi.chat_format import KimiChatFormat
+from k2core_kimi.markers import resolve_call
+from k2core_kimi.parser import joined
 
 FORMAT = KimiChatFormat(small())
 CONTROL = small().control

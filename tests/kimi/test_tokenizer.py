@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from k2core_kimi.tokenizer import LONGEST_PIECE, LONGEST_RUN, KimiTokenizer, split_long
 from kimi.vocabularies import pieces, small, write_vocabulary
 
 from k2core.errors import TokenizerError
+from k2core_kimi.tokenizer import LONGEST_PIECE, LONGEST_RUN, KimiTokenizer, split_long
 
 VECTORS = {
     "Hello world": [19180, 2695],

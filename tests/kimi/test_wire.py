@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from k2core_kimi import wire
-from k2core_kimi.chat_format import KimiChatFormat
-from k2core_kimi.tokenizer import KimiTokenizer
 from kimi.vocabularies import small
 
 from k2core.errors import K2Error
 from k2core.plugins import Plugins
+from k2core_kimi import wire
+from k2core_kimi.chat_format import KimiChatFormat
+from k2core_kimi.tokenizer import KimiTokenizer
 
 FORMAT = KimiChatFormat(small())
 ids_of = small().encode
