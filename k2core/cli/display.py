@@ -145,8 +145,10 @@ class Display:
 
     def _of_the_log(self, sequence: int, event: Event) -> None:
         if isinstance(event, RunStarted):
-            model = " · ".join(value for value in event.model.values() if value)
-            self._block(sequence, "run", [(f"{one_line(model, 300)} · seed {event.seed}", "")], "bold")
+            first = [name for name in ("model", "backend", "numerics") if event.model.get(name)]
+            rest = sorted(name for name in event.model if name not in first and event.model[name])
+            parts = [event.model[name] for name in first] + [f"{name} {event.model[name]}" for name in rest]
+            self._block(sequence, "model", [(one_line(" · ".join([*parts, f"seed {event.seed}"]), 600), "")], "bold")
             self.screen.block("", [("tools " + ", ".join(event.tools), "dim")])
         elif isinstance(event, MessageAdded):
             label = {"user": "question", "assistant": "message"}.get(event.role, event.name or event.role)

@@ -1,6 +1,8 @@
 """``k2 warmup``: compile ahead."""
 
 import time
+from collections.abc import Callable
+from importlib import import_module
 
 import click
 
@@ -27,14 +29,21 @@ def warmup(app: App, backend: str | None, as_json: bool) -> None:
     if isinstance(probed, NotAvailable):
         raise Unavailable(f"backend '{name}' is not available: {probed.reason}")
     started, screen = time.perf_counter(), stderr_screen()
-    has_warmup = callable(getattr(chosen, "warmup", None))
+    prepare = warmup_of(chosen)
     try:
-        if has_warmup:
-            chosen.warmup(lambda what, done, total: screen.status(StatusLine(text=what, done=done, total=total)))
+        if prepare is not None:
+            prepare(lambda what, done, total: screen.status(StatusLine(text=what, done=done, total=total)))
     finally:
         screen.status(None)
     seconds = round(time.perf_counter() - started, 3)
     if as_json:
-        emit({"backend": name, "has_warmup": has_warmup, "seconds": seconds})
+        emit({"backend": name, "has_warmup": prepare is not None, "seconds": seconds})
     else:
-        click.echo(f"{name} is ready ({seconds:.1f} s)" if has_warmup else f"{name} has nothing to prepare")
+        click.echo(f"{name} is ready ({seconds:.1f} s)" if prepare is not None else f"{name} has nothing to prepare")
+
+
+def warmup_of(backend: object) -> Callable[[Callable[[str, int, int], None]], None] | None:
+    """The backend's ``warmup(progress)``, or that of its package; None where it has none."""
+    package = import_module(type(backend).__module__.partition(".")[0])
+    found = getattr(backend, "warmup", None) or getattr(package, "warmup", None)
+    return found if callable(found) else None
