@@ -244,7 +244,7 @@ class _Work:
             for offset, call in enumerate(turn.calls):
                 if self.ended:
                     break  # what comes after an accepted answer is not run
-                async for item in self.act(call, base + offset):
+                async for item in self.act(call, base + offset, cut=turn.finish_reason == "length"):
                     yield item
         else:
             async for item in self.answer_in_words(turn):
@@ -286,15 +286,18 @@ class _Work:
 
     # ── act and observe ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def act(self, call: ToolCall, index: int) -> AsyncIterator[Stored | Live]:
-        """Carry out one call; its result is what the model sees next."""
+    async def act(self, call: ToolCall, index: int, *, cut: bool) -> AsyncIterator[Stored | Live]:
+        """Carry out one call; its result is what the model sees next. Calls of a turn that was *cut* are not run."""
         agent = self.agent
         known = call.name in agent.tools.names()
         effect: Effect = agent.tools.get(call.name).effect if known else "pure"
         intent = ToolIntent(call_id=call.id, index=index, name=call.name, arguments=call.arguments, effect=effect)
         yield (await self.append(intent))[0]
         self.budget.calls += 1
-        if known and agent.tools.get(call.name).control:
+        if cut:
+            text = f"error: not run: the turn was cut at its limit of {agent.options.max_tokens} tokens"
+            yield await self.observe(call, index, ToolResult(text=text, ok=False))
+        elif known and agent.tools.get(call.name).control:
             async for item in self.control(call, index):
                 yield item
         else:

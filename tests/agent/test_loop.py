@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,7 +32,7 @@ from k2core.events import (
     Warned,
 )
 from k2core.interfaces import Answer, Finding, ModelProfile, Trajectory, Verdict, Verifier
-from k2core.messages import Message, ToolCall, Usage
+from k2core.messages import Message, ToolCall, TurnEnd, Usage
 from k2core.testing.models import ScriptedModel
 from k2core.tools import Registry
 
@@ -185,6 +186,23 @@ def test_an_empty_turn_gets_a_hint_and_then_an_end(tmp_path: Path, content: str)
 
     assert result.status == "failed" and "empty" in result.answer.reason
     assert len(of_kind(events, TurnEnded)) == 3
+
+
+def test_calls_of_a_cut_turn_are_not_run(tmp_path: Path) -> None:
+    """A turn that hit its limit may hold half a call: nothing of it runs, and the model is told why."""
+
+    class Cut(ScriptedModel):
+        async def generate(self, messages: Any, tools: Any, options: Any) -> Any:
+            first = not self.requests
+            async for part in super().generate(messages, tools, options):
+                yield evolve(part, finish_reason="length") if first and isinstance(part, TurnEnd) else part
+
+    agent = agent_of(tmp_path, [])
+    agent.model = Cut([calling("double", {"number": 21}, 0), answering("Hello.", 1)])
+    result, events = ask(agent)
+
+    assert result.status == "answered"
+    assert of_kind(events, ToolReturned)[0].text == "error: not run: the turn was cut at its limit of 1024 tokens"
 
 
 def test_the_budget_of_calls_ends_with_what_is_known(tmp_path: Path) -> None:
