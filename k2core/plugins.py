@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pluggy
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from k2core import hookspecs
-from k2core.errors import PluginError, UnknownName
+from k2core.errors import PluginError, UnknownName, UsageError
 from k2core.interfaces import ChatModel, ModelProfile, Tool, ToolContext, Verifier
 from k2core.tools import check_tool
 
@@ -187,23 +187,48 @@ class Plugins:
 
         Raises:
             UnknownName: no such tool.
-            PluginError: a named tool's needs are not met, or a factory returns something else.
+            UsageError: a named tool's needs are not met.
+            PluginError: a named tool does not load; without *names* it is left out, logged and listed as failed.
         """
         chosen = self.entries("tool") if names is None else [self.get("tool", name) for name in dict.fromkeys(names)]
         made = []
         for entry in chosen:
             missing = [need for need in entry.needs if getattr(context, need) is None]
             if missing and names is not None:
-                raise PluginError(f"tool '{entry.name}' needs {' and '.join('--' + _FLAGS[need] for need in missing)}")
+                raise UsageError(f"tool '{entry.name}' needs {' and '.join('--' + _FLAGS[need] for need in missing)}")
             if missing:
                 continue
-            thing = entry.load()
-            made.append(check_tool(thing if isinstance(thing, Tool) else thing(context)))
+            try:
+                thing = entry.load()
+                made.append(check_tool(thing if isinstance(thing, Tool) else thing(context)))
+            except PluginError as error:
+                if names is not None:
+                    raise
+                self._failed_late(entry, error)
         return made
 
     def verifiers(self) -> list[Verifier]:
-        """Every registered verifier, by name."""
-        return [thing() if isinstance(thing := entry.load(), type) else thing for entry in self.entries("verifier")]
+        """Every registered verifier that loads, by name; one that does not is logged and listed as failed."""
+        loaded: list[Verifier] = []
+        for entry in self.entries("verifier"):
+            try:
+                thing = entry.load()
+            except PluginError as error:
+                self._failed_late(entry, error)
+            else:
+                loaded.append(thing() if isinstance(thing, type) else thing)
+        return loaded
+
+    def _failed_late(self, entry: Entry, error: PluginError) -> None:
+        """Something registered lazily turned out not to load: say so, list it, and go on without it."""
+        import structlog
+
+        structlog.get_logger().warning(
+            "plugin.entry_failed", plugin=entry.plugin, kind=entry.kind, name=entry.name, reason=str(error)
+        )
+        for place, report in enumerate(self.reports):
+            if report.name == entry.plugin:
+                self.reports[place] = evolve(report, status="failed", reason=str(error))
 
     def _register_hooks(self, plugin: object, name: str) -> None:
         if self._manager.register(plugin, name) is None:

@@ -21,7 +21,7 @@ from k2core.agent.budget import Budget, Limits, Reached
 from k2core.agent.journal import Journal
 from k2core.agent.prompts import SYSTEM
 from k2core.control import ANSWER, NOTE, answer_from_arguments
-from k2core.errors import CapacityError, InputError, ToolError
+from k2core.errors import CapacityError, InputError, JournalError, ToolError
 from k2core.events import (
     AnswerGiven,
     AnswerStatus,
@@ -123,6 +123,11 @@ class Agent:
                     yield item
         except (asyncio.CancelledError, GeneratorExit):
             await asyncio.shield(work.append(RunEnded(status="cancelled", **work.totals())))
+            raise
+        except Exception:
+            if work.run and not work.ended:
+                with contextlib.suppress(JournalError):  # the journal may be what failed; the first error is the one to tell
+                    await work.append(RunEnded(status="failed", **work.totals()))
             raise
 
     async def ask(self, question: str, *, run: str | None = None) -> RunResult:
@@ -405,7 +410,7 @@ class _Work:
         reason = str(reached) if reached is not None else why
         for stored in await self.append(*events):
             yield stored
-        known = [one for one in projection.trajectory(self.events).observations if one.ok and one.tool not in (ANSWER, NOTE)]
+        known = [one for one in projection.trajectory(self.events).observations if one.ok]
         lines = [f"I stopped before an answer: {reason}."]
         if known:
             lines.append("Known so far:")

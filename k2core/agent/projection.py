@@ -6,6 +6,7 @@ missing (the run was cut there) gets an ``error: interrupted`` result, so that w
 
 from collections.abc import Iterable, Sequence
 
+from k2core.control import ANSWER, NOTE
 from k2core.events import (
     AnswerGiven,
     MessageAdded,
@@ -58,7 +59,10 @@ def tool_message(call_id: str, name: str, text: str) -> Message:
 
 
 def trajectory(events: Sequence[Stored]) -> Trajectory:
-    """What an answer may rest on: the user's words and every tool result so far."""
+    """What an answer may rest on: the user's words and every tool result so far.
+
+    Results of control tools are left out: a rejection quotes what was wrong, and must not become evidence for it.
+    """
     questions: list[str] = []
     question_event = 0
     arguments: dict[str, str] = {}
@@ -70,7 +74,7 @@ def trajectory(events: Sequence[Stored]) -> Trajectory:
             question_event = stored.sequence
         elif isinstance(event, ToolIntent):
             arguments[event.call_id] = event.arguments
-        elif isinstance(event, ToolReturned):
+        elif isinstance(event, ToolReturned) and event.name not in (ANSWER, NOTE):
             observations.append(
                 Observation(
                     event=stored.sequence,

@@ -17,7 +17,7 @@ from k2core.agent.budget import Limits
 from k2core.agent.journal import Journal
 from k2core.agent.loop import Agent, RunResult
 from k2core.control import control_tools
-from k2core.errors import InputError
+from k2core.errors import InputError, K2Error
 from k2core.events import (
     AnswerGiven,
     BudgetReached,
@@ -266,6 +266,23 @@ def test_a_run_goes_on_with_a_second_question(tmp_path: Path) -> None:
     assert second.run == first.run and second.status == "answered"
     assert [event.index for event in of_kind(events, ToolIntent)] == [0, 1, 2]
     assert [event.text for event in of_kind(events, AnswerGiven)] == ["It is 42.", "Still 42."]
+
+
+def test_a_rejection_is_no_evidence_for_what_it_rejects(tmp_path: Path) -> None:
+    """The number that a verdict quotes stays unfounded: repeating the wrong answer is rejected again."""
+    _, events = ask(agent_of(tmp_path, [answering("It is 43.", index) for index in range(3)]))
+
+    assert [one.tool for one in projection.trajectory(stored(events)).observations] == []
+
+
+def test_a_model_that_fails_leaves_a_run_that_ended(tmp_path: Path) -> None:
+    """When the model itself raises, the error comes out and the journal says that the run failed."""
+    agent = agent_of(tmp_path, [calling("double", {"number": 21}, 0)])
+
+    with pytest.raises(K2Error, match="asked for turn 2"):
+        agent.run("Twice 21?")
+    (summary,) = agent.journal.runs()
+    assert summary.status == "failed"
 
 
 def test_an_empty_question_is_refused(tmp_path: Path) -> None:

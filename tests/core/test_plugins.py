@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from k2core import hookimpl, tool
-from k2core.errors import PluginError, UnknownName
+from k2core.errors import PluginError, UnknownName, UsageError
 from k2core.interfaces import Tool, ToolContext
 from k2core.plugins import GROUP, Plugins
 
@@ -144,11 +145,36 @@ def test_a_lazy_path_is_imported_only_when_loaded(tmp_path: Path, monkeypatch: p
 
     (where,) = plugins.tools(ToolContext(documents=tmp_path), ["where"])
     assert isinstance(where, Tool) and where.function() == str(tmp_path)
-    with pytest.raises(PluginError, match=r"needs --docs FOLDER"):
+    with pytest.raises(UsageError, match=r"needs --docs FOLDER"):
         plugins.tools(ToolContext(), ["where"])
     with pytest.raises(PluginError, match=r"cannot load tool 'broken' of plugin 'lazy'"):
         plugins.tools(ToolContext(), ["broken"])
     sys.modules.pop("lazy_tools", None)
+
+
+def test_what_fails_to_load_late_is_left_out_aloud() -> None:
+    """A lazy tool or verifier that cannot be imported is logged and listed; the rest of the session works."""
+
+    def register_tools(register: Any) -> None:
+        register("no_such_module:tool", name="broken")
+        register(shout)
+
+    def register_verifiers(register: Any) -> None:
+        register("no_such_module:Verifier", name="broken")
+
+    plugins = Plugins()
+    hooks = {"register_tools": hookimpl(register_tools), "register_verifiers": hookimpl(register_verifiers)}
+    plugins.add(SimpleNamespace(**hooks), name="lazy")
+    with capture_logs() as logs:
+        tools, verifiers = plugins.tools(ToolContext()), plugins.verifiers()
+
+    assert [one.name for one in tools] == ["shout"] and verifiers == []
+    assert {entry["event"] for entry in logs} == {"plugin.entry_failed"}
+    assert [entry["kind"] for entry in logs] == ["tool", "verifier"]
+        ("plugin.entry_failed", "tool"),
+        ("plugin.entry_failed", "verifier"),
+    ]
+    assert plugins.reports[0].status == "failed" and "no_such_module" in plugins.reports[0].reason
 
 
 def test_first_party_plugins_all_load() -> None:
