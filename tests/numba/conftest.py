@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from k2core.testing.checkpoints import write_tiny_checkpoint
 from k2core_numba.backend import NumbaBackend
 from k2core_numba.model import NumbaModel
 from k2core_numba.runtime import compile_kernels
-
-from k2core.testing.checkpoints import write_tiny_checkpoint
 
 ODD = {
     "hidden_size": 96, "num_attention_heads": 5, "num_key_value_heads": 5, "q_lora_rank": 19, "kv_lora_rank": 21,

@@ -9,14 +9,14 @@ import threading
 import ml_dtypes
 import numpy as np
 import pytest
-from k2core_numba import runtime
-from k2core_numba.backend import NumbaBackend
 
 from k2core.errors import CheckpointError, ConfigError, Unavailable
 from k2core.interfaces import Available, NotAvailable, SequenceInput, Want
 from k2core.model.config import Geometry
 from k2core.plugins import Plugins
 from k2core.testing.checkpoints import tiny_config, tiny_tensors, write_safetensors, write_tiny_checkpoint
+from k2core_numba import runtime
+from k2core_numba.backend import NumbaBackend
 
 SCRIPT = """
 import hashlib, json, sys, time

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from k2core_numba.backend import NumbaBackend
-from k2core_numba.model import CHUNK
 
 from k2core.interfaces import SequenceInput, Want
 from k2core.model.checkpoint import Checkpoint
 from k2core.oracle.forward import forward as oracle_forward
+from k2core_numba.backend import NumbaBackend
+from k2core_numba.model import CHUNK
 
 ALL = Want(logits="all")
 

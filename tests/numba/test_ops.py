@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from k2core_numba.packing import round_up, tile_int4, tile_plain, tile_scales
-from k2core_numba.runtime import kernels
 
 from k2core.model.int4 import dequantise, quantise
 from k2core.oracle import bounds
@@ -17,6 +15,8 @@ from k2core.oracle.moe_route import moe_route as route_oracle
 from k2core.oracle.moe_route import sigmoid
 from k2core.oracle.rms_norm import rms_norm as rms_norm_oracle
 from k2core.oracle.rope_yarn import rope_yarn as rope_oracle
+from k2core_numba.packing import round_up, tile_int4, tile_plain, tile_scales
+from k2core_numba.runtime import kernels
 
 kernels()  # sets the cache before the kernel modules are imported by name
 

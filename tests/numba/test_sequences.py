@@ -5,11 +5,11 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
-from k2core_numba.backend import NumbaBackend
 
 from k2core.errors import K2Error, ShapeError
 from k2core.interfaces import Routing, SequenceInput, Want
 from k2core.testing.checkpoints import write_tiny_checkpoint
+from k2core_numba.backend import NumbaBackend
 
 
 def extend(model, handle, ids):
