@@ -18,11 +18,21 @@ from k2core_nano.train.experts import routed_experts  # noqa: E402
 from k2core_nano.train.export import export, load_exported  # noqa: E402
 from k2core_nano.train.geometry import Geometry  # noqa: E402
 from k2core_nano.train.model import NanoModel, RmsNorm, _Rotate, token_losses  # noqa: E402
-from k2core_nano.train.muon import orthogonalise  # noqa: E402
+from k2core_nano.train.muon import clip_queries_and_keys, orthogonalise  # noqa: E402
 from k2core_nano.train.packing import pack, rectangles  # noqa: E402
 from k2core_nano.train.quantise import dequantise, fake_quantise, quantise, unpack  # noqa: E402
 from k2core_nano.train.quantise import pack as pack_words  # noqa: E402
 from k2core_nano.train.trainer import Trainer, parser  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small only wait for each other on several threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 SMALL = Geometry(
     vocab_size=48, hidden_size=32, num_hidden_layers=3, intermediate_size=64, n_routed_experts=4, moe_intermediate_size=32,
@@ -62,7 +72,21 @@ def copies(seed: int, tokens: int, phase: str) -> Iterator[Documents]:
 def options(*extra: str) -> Any:
     """Command-line options for a tiny single-process run."""
     return parser().parse_args(
-        ["--out", "unused", "--processes", "1", "--step-tokens", "600", "--pass-tokens", "300", "--warmup-steps", "5", *extra]
+        [
+            "--out",
+            "unused",
+            "--processes",
+            "1",
+            "--step-tokens",
+            "600",
+            "--copy-step-tokens",
+            "600",
+            "--pass-tokens",
+            "300",
+            "--warmup-steps",
+            "5",
+            *extra,
+        ]
     )
 
 
@@ -70,7 +94,9 @@ def random_group(seed: int, prefix: int, lengths: list[int]) -> Documents:
     """A group of random tokens in which every token of every document is a target."""
     rng = random.Random(seed)
     draw = lambda n: [rng.randrange(48) for _ in range(n)]  # noqa: E731
-    documents = [Doc(ids=draw(n), weights=[rng.randint(0, 3) for _ in range(n)], family=f"f{i % 2}") for i, n in enumerate(lengths)]
+    documents = [
+        Doc(ids=draw(n), weights=[rng.randint(0, 3) for _ in range(n)], family=f"f{i % 2}") for i, n in enumerate(lengths)
+    ]
     return Documents(prefix=draw(prefix), documents=documents)
 
 
@@ -131,7 +157,9 @@ def reference_logits(tensors: dict[str, Any], config: dict[str, Any], ids: list[
         return (gate * gate.sigmoid() * (x @ weight(f"{name}.up_proj").T)) @ weight(f"{name}.down_proj").T
 
     corrected = [
-        rope * math.log(scaling["original_max_position_embeddings"] / (2 * math.pi * turns)) / (2 * math.log(config["rope_theta"]))
+        rope
+        * math.log(scaling["original_max_position_embeddings"] / (2 * math.pi * turns))
+        / (2 * math.log(config["rope_theta"]))
         for turns in (scaling["beta_fast"], scaling["beta_slow"])
     ]
     low, high = max(0, math.floor(corrected[0])), min(rope - 1, math.ceil(corrected[1]))
@@ -185,7 +213,7 @@ def trained(tmp_path: Path, *extra: str) -> Trainer:
 
 
 def test_exported_folder_is_what_was_trained(tmp_path: Path) -> None:
-    """An exported and reloaded model gives the rounded training model's logits bit for bit, and the published formulas' closely."""
+    """An exported, reloaded model gives the rounded model's logits bit for bit, and the published formulas' closely."""
     from safetensors.torch import load_file
 
     trainer = trained(tmp_path)
@@ -212,12 +240,16 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
     """Stopping at a checkpoint and resuming changes no bit of the final weights."""
     whole = trained(tmp_path, "--warmup-steps", "1", "--copy-until", "0")
     (tmp_path / "part").mkdir()
-    first = Trainer(options("--tokens", "9000", "--copy-tokens", "3000", "--warmup-steps", "1", "--copy-until", "0"), SMALL, copies)
+    first = Trainer(
+        options("--tokens", "9000", "--copy-tokens", "3000", "--warmup-steps", "1", "--copy-until", "0"), SMALL, copies
+    )
     first.set_weights()
     for _ in range(6):
         first.step(started=0.0, watch_logits=False)
     first.save(tmp_path / "part" / "latest.pt")
-    second = Trainer(options("--tokens", "9000", "--copy-tokens", "3000", "--warmup-steps", "1", "--copy-until", "0"), SMALL, copies)
+    second = Trainer(
+        options("--tokens", "9000", "--copy-tokens", "3000", "--warmup-steps", "1", "--copy-until", "0"), SMALL, copies
+    )
     second.load(tmp_path / "part" / "latest.pt", restart_schedule=False)
     second.run(tmp_path / "part")
     assert second.counters["step"] == whole.counters["step"]
@@ -227,7 +259,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
 
 def test_copying_is_learnt(tmp_path: Path) -> None:
     """A few hundred steps on repeated runs bring the loss well below guessing."""
-    trainer = Trainer(options("--tokens", "90000", "--copy-tokens", "1", "--rounding-share", "0", "--muon-rate", "0.02"), SMALL, copies)
+    trainer = Trainer(
+        options("--tokens", "90000", "--copy-tokens", "1", "--rounding-share", "0", "--muon-rate", "0.02"), SMALL, copies
+    )
     trainer.run(tmp_path)
     assert trainer.counters["smooth"] < 2.0  # guessing among the 16 letters: 2.77
 
@@ -295,3 +329,53 @@ def test_rectangles_cover_every_document_once(lengths: list[int], overhead: int)
 def test_config_round_trips() -> None:
     """A geometry read back from its config.json form is the same geometry."""
     assert Geometry.from_config(SMALL.config(bos_token_id=0, eos_token_id=1, pad_token_id=2)) == SMALL
+
+
+def test_clipping_brings_the_largest_logit_to_the_limit() -> None:
+    """A clipped head's largest logit becomes the limit; values and the other head's weights stay as they were."""
+    torch.manual_seed(0)
+    attention = NanoModel(SMALL).layers[0].self_attn
+    x = torch.randn(6, SMALL.hidden_size)
+    rotation = SMALL.rotations()[:6].unsqueeze(1)
+    blocks = (Block(start=0, rows=1, length=6),)
+
+    def peaks() -> Any:
+        peak = torch.zeros(SMALL.num_attention_heads)
+        with torch.no_grad():
+            attention(x, rotation, blocks, peak)
+        return peak
+
+    before = peaks()
+    limit = float(before.max()) / 2
+    query, key_value = attention.q_b_proj.weight.detach(), attention.kv_b_proj.weight.detach()
+    values = key_value.view(2, -1, SMALL.kv_lora_rank)[:, SMALL.qk_nope_head_dim :].clone()
+    clipped = clip_queries_and_keys(query, key_value, before, limit, SMALL.qk_nope_head_dim)
+    assert clipped == int((before > limit).sum())
+    assert torch.allclose(peaks(), before.clamp_max(limit), rtol=1e-4)
+    assert torch.equal(values, key_value.view(2, -1, SMALL.kv_lora_rank)[:, SMALL.qk_nope_head_dim :])
+
+
+def test_a_stop_request_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    """A trainer asked to stop finishes its step, saves, and says that it was stopped."""
+    trainer = Trainer(options("--tokens", "9000"), SMALL, copies)
+    trainer.stop_requested = True
+    assert trainer.run(tmp_path) == "stopped"
+    again = Trainer(options("--tokens", "9000"), SMALL, copies)
+    again.load(tmp_path / "latest.pt", restart_schedule=True)
+    assert again.counters["step"] == 1
+    assert again.progress() == 0.0
+
+
+def test_ranks_train_one_model(tmp_path: Path) -> None:
+    """Two processes on disjoint documents end with a checkpoint that has seen the documents of both."""
+    import os
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "k2core_nano.train.trainer", "--out", str(tmp_path), "--tokens", "1500"]
+    sizes = ["--copy-step-tokens", "600", "--warmup-steps", "1", "--copy-until", "0"]
+    done = subprocess.run([*command, *sizes], capture_output=True, text=True, timeout=500, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    state = torch.load(tmp_path / "latest.pt", weights_only=True)
+    assert state["counters"]["document_tokens"] >= 1500
+    assert state["counters"]["step"] <= 3

@@ -1,9 +1,9 @@
 """Causal attention over a packed batch whose documents share prefixes, with a hand-written backward pass.
 
-The batch is one flat row of tokens. A `Block` is a rectangle in it: `rows` documents of `length` tokens, stored one after another.
-Every document attends to the block's prefix (rows computed once, elsewhere in the same flat batch) and causally to itself, which is
-exactly attention over the sequence prefix + document. Written out as matmul, softmax, matmul: on CPU at head size 64 this is
-several times faster than the fused kernel's backward.
+The batch is one flat row of tokens. A `Block` is a rectangle in it: `rows` documents of `length` tokens, one after another.
+Every document attends to the block's prefix (rows computed once, elsewhere in the same flat batch) and causally to itself,
+which is exactly attention over the sequence prefix + document. Written out as matmul, softmax, matmul: on CPU at head size
+64 this is several times faster than the fused kernel's backward.
 """
 
 from functools import lru_cache
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @frozen(kw_only=True)
 class Block:
-    """`rows` documents of `length` tokens at `start` of the flat batch, after the prefix tokens [prefix_start, prefix_start + prefix_length)."""
+    """`rows` documents of `length` tokens at `start` of the flat batch, after `prefix_length` tokens at `prefix_start`."""
 
     start: int
     rows: int
@@ -37,7 +37,15 @@ def _causal_mask(length: int, dtype: torch.dtype) -> Tensor:
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: tuple[Block, ...], scale: float, peak: list[float] | None) -> Tensor:
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        blocks: tuple[Block, ...],
+        scale: float,
+        peak: Tensor | None,
+    ) -> Tensor:
         heads, width = query.shape[1], value.shape[2]
         out = torch.empty_like(value)
         kept: list[Tensor] = []
@@ -51,9 +59,11 @@ class _BlockAttention(torch.autograd.Function):
             scores = own.view(heads, rows * length, length)
             if prefix:
                 before = slice(block.prefix_start, block.prefix_start + prefix)
-                scores = torch.cat([torch.bmm(q, key[before].permute(1, 2, 0)), scores], -1)  # (heads, rows * length, prefix + length)
+                scores = torch.cat(
+                    [torch.bmm(q, key[before].permute(1, 2, 0)), scores], -1
+                )  # (heads, rows * length, prefix + length)
             if peak is not None:
-                peak[0] = max(peak[0], float(scores.max()))
+                torch.maximum(peak, scores.amax((1, 2)), out=peak)
             p = scores.softmax(-1)
             o = torch.bmm(p[..., prefix:].view(heads * rows, length, length), v).view(heads, rows * length, width)
             if prefix:
@@ -87,7 +97,9 @@ class _BlockAttention(torch.autograd.Function):
             d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype)
             d_s_own = d_s[..., prefix:].view(heads * rows, length, length)
             d_q = torch.bmm(d_s_own, k).view(heads, rows * length, -1)
-            d_key[here] += torch.bmm(d_s_own.mT, q.view(heads * rows, length, -1)).view(heads, rows * length, -1).transpose(0, 1)
+            d_key[here] += (
+                torch.bmm(d_s_own.mT, q.view(heads * rows, length, -1)).view(heads, rows * length, -1).transpose(0, 1)
+            )
             if prefix:
                 d_q = d_q.baddbmm_(d_s[..., :prefix], key[before].transpose(0, 1))
                 d_key[before] += torch.bmm(d_s[..., :prefix].mT, q).transpose(0, 1)
@@ -96,7 +108,7 @@ class _BlockAttention(torch.autograd.Function):
 
 
 def block_attention(
-    query: Tensor, key: Tensor, value: Tensor, blocks: tuple[Block, ...], scale: float, peak: list[float] | None = None
+    query: Tensor, key: Tensor, value: Tensor, blocks: tuple[Block, ...], scale: float, peak: Tensor | None = None
 ) -> Tensor:
     """Softmax attention of every token to its prefix and, causally, to its own document.
 
@@ -106,7 +118,7 @@ def block_attention(
         value: (tokens, heads, value_dim) float.
         blocks: rectangles that tile the flat batch without overlap; a prefix is itself a block of one row.
         scale: factor on the dot products.
-        peak: when given, peak[0] is raised to the largest scaled logit seen.
+        peak: (heads,) when given, raised to the largest scaled logit of each head.
 
     Returns:
         (tokens, heads, value_dim), differentiable in query, key and value.

@@ -1,7 +1,7 @@
 """Mixture of experts for training: sort the tokens by expert, one pair of matrix products per expert, undo the sort.
 
-Dispatch and combine are autograd functions of their own because each token has exactly `top_k` copies: gradients then are gathers
-along the inverse permutation instead of the slow scattered additions that index_select's own backward would use on CPU.
+Dispatch and combine are autograd functions of their own because each token has exactly `top_k` copies: gradients then are
+gathers along the inverse permutation instead of the slow scattered additions of index_select's own backward on CPU.
 """
 
 from typing import Any

@@ -1,9 +1,10 @@
 """From a training checkpoint to a Hugging Face folder, and back for checking.
 
-    python -m k2core_nano.train.export --checkpoint DIR/latest.pt --out FOLDER
+    python -m k2core_nano.train.export --checkpoint DIR/latest.pt --out FOLDER --bos ID --eos ID --pad ID
 
-Works while training runs: checkpoints are replaced in one move. The folder holds config.json, generation_config.json, training.json and
-model.safetensors: routed experts as compressed-tensors pack-quantized INT4 group 32, e_score_correction_bias float32, the rest bfloat16.
+Works while training runs: checkpoints are replaced in one move. The folder holds config.json, generation_config.json,
+training.json and model.safetensors: routed experts as compressed-tensors pack-quantized INT4 group 32,
+e_score_correction_bias float32, the rest bfloat16.
 """
 
 import argparse
@@ -53,7 +54,13 @@ def wire_tensors(masters: dict[str, Tensor], biases: dict[int, Tensor]) -> dict[
 
 
 def export(
-    checkpoint: Path, folder: Path, *, bos_token_id: int, eos_token_id: int, pad_token_id: int, about: dict[str, Any] | None = None
+    checkpoint: Path,
+    folder: Path,
+    *,
+    bos_token_id: int,
+    eos_token_id: int,
+    pad_token_id: int,
+    about: dict[str, Any] | None = None,
 ) -> None:
     """Write the folder.
 
@@ -122,7 +129,9 @@ def load_exported(folder: Path) -> NanoModel:
                     else:
                         slot.copy_(matrix(f"{prefix}.{expert}.down_proj"))
     except KeyError as missing:
-        raise CheckpointError(f"cannot load {folder}: tensor {missing} is not in model.safetensors. Export the checkpoint again.") from missing
+        raise CheckpointError(
+            f"cannot load {folder}: tensor {missing} is not in model.safetensors. Export the checkpoint again."
+        ) from missing
     if tensors:
         raise CheckpointError(f"cannot load {folder}: {len(tensors)} tensors have no place in the model, first {min(tensors)}.")
     return model

@@ -50,7 +50,7 @@ class Geometry:
         return 1.0 if self.rope_factor <= 1 else 0.1 * coefficient * math.log(self.rope_factor) + 1.0
 
     def rotations(self) -> Tensor:
-        """(max_position_embeddings, qk_rope_head_dim / 2) complex64: the YaRN rotation of each pair (2i, 2i + 1) at each position."""
+        """(max_position_embeddings, qk_rope_head_dim / 2) complex64: each position's YaRN rotation of pairs (2i, 2i + 1)."""
         dim, base = self.qk_rope_head_dim, self.rope_theta
 
         def corrected(turns: float) -> float:

@@ -1,8 +1,8 @@
 """A small model of exactly Kimi K2's architecture, for training on flat packed batches.
 
-Parameter names are Hugging Face's, except that a layer's routed experts are stacked (`mlp.experts.gate_up`, `mlp.experts.down`);
-`export.py` writes them one by one. Formulas: multi-head latent attention in its plain form, YaRN rotation of interleaved pairs,
-sigmoid router with a selection-only correction bias, one ungated shared expert (DeepSeek-V3 modelling code; K2's config).
+Parameter names are Hugging Face's, except that a layer's routed experts are stacked (`mlp.experts.gate_up`, `.down`);
+`export.py` writes them one by one. Formulas: multi-head latent attention in its plain form, YaRN rotation of interleaved
+pairs, sigmoid router with a selection-only correction bias, one ungated shared expert (DeepSeek-V3 modelling code).
 """
 
 from typing import Any
@@ -33,7 +33,8 @@ class _Rotate(torch.autograd.Function):
 
 def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
     result = x.clone(memory_format=torch.contiguous_format)
-    torch.view_as_complex(result[..., -2 * rotation.shape[-1] :].unflatten(-1, (-1, 2))).mul_(rotation)
+    pairs = result[..., -2 * rotation.shape[-1] :].view(*x.shape[:-1], -1, 2)
+    torch.view_as_complex(pairs).mul_(rotation)
     return result
 
 
@@ -102,7 +103,7 @@ class Attention(nn.Module):
         self.kv_b_proj = _linear(g.kv_lora_rank, g.num_attention_heads * (g.qk_nope_head_dim + g.v_head_dim))
         self.o_proj = _linear(g.num_attention_heads * g.v_head_dim, g.hidden_size)
 
-    def forward(self, x: Tensor, rotation: Tensor, blocks: tuple[Block, ...], peak: list[float] | None) -> Tensor:
+    def forward(self, x: Tensor, rotation: Tensor, blocks: tuple[Block, ...], peak: Tensor | None) -> Tensor:
         """(tokens, hidden), (tokens, 1, rope / 2) complex64 -> (tokens, hidden)."""
         query, key, value = self.query_key_value(x, rotation)
         mixed = block_attention(query, key, value, blocks, self.geometry.softmax_scale, peak)
@@ -244,14 +245,14 @@ class NanoModel(nn.Module):
         """The layers, typed."""
         return [layer for layer in self.model.layers if isinstance(layer, Layer)]
 
-    def forward(self, batch: Batch, peak: list[float] | None = None) -> Tensor:
-        """Logits (targets, vocab) of the rows `batch.target_rows`; peak[0] is raised to the largest attention logit."""
+    def forward(self, batch: Batch, peak: Tensor | None = None) -> Tensor:
+        """Logits (targets, vocab) of the rows `batch.target_rows`; peak (layers, heads) is raised to the largest logits."""
         x = self.model.embed_tokens(batch.ids)
         rotation = self.rotations[batch.positions].unsqueeze(1)
         last = len(self.layers) - 1
         counted: Tensor | None = batch.valid
         for index, layer in enumerate(self.layers):
-            x = x + layer.self_attn(layer.input_layernorm(x), rotation, batch.blocks, peak)
+            x = x + layer.self_attn(layer.input_layernorm(x), rotation, batch.blocks, None if peak is None else peak[index])
             if index == last:  # nothing after this mixes tokens, so only rows that predict a target go on
                 x, counted = x.index_select(0, batch.target_rows), None
             x = x + layer.mlp(layer.post_attention_layernorm(x), counted)
@@ -259,6 +260,6 @@ class NanoModel(nn.Module):
         return logits
 
 
-def token_losses(model: NanoModel, batch: Batch, peak: list[float] | None = None) -> Tensor:
+def token_losses(model: NanoModel, batch: Batch, peak: Tensor | None = None) -> Tensor:
     """(targets,) unweighted cross entropy of each target."""
     return F.cross_entropy(model(batch, peak), batch.target_ids, reduction="none")

@@ -1,7 +1,8 @@
 """Muon: momentum whose update is replaced by its nearest (semi-)orthogonal matrix.
 
-Formulas and constants: Moonlight's published training example (Newton-Schulz, 5 steps, update scale 0.2 * sqrt(max(rows, cols))).
-The orthogonalisation is the expensive part, so under data parallelism each rank does a share of the matrices and the results are summed.
+Formulas and constants: Moonlight's published training example (Newton-Schulz, 5 steps, scale 0.2 * sqrt(max(rows, cols))).
+The orthogonalisation is the expensive part, so under data parallelism each rank does a share of the matrices and the
+results are summed. `clip_queries_and_keys` is the other half of MuonClip (Kimi K2 report, algorithm 1).
 """
 
 from typing import Any
@@ -82,3 +83,26 @@ class Muon:
         """Take over buffers written by `state_dict`."""
         for buffer, stored in zip(self.buffers, state["buffers"], strict=True):
             buffer.copy_(stored)
+
+
+@torch.no_grad()
+def clip_queries_and_keys(query: Tensor, key_value: Tensor, peak: Tensor, limit: float, nope: int) -> int:
+    """Shrink the projections of heads whose largest attention logit exceeds the limit, in place.
+
+    Args:
+        query: q_b_proj, (heads * (nope + rope), rank).
+        key_value: kv_b_proj, (heads * (nope + value), rank); its value rows stay.
+        peak: (heads,) largest scaled logit of each head.
+        limit: the logit allowed.
+        nope: rows of a head that are not rotated.
+
+    Returns:
+        How many heads were clipped.
+    """
+    heads = peak.shape[0]
+    factor = (limit / peak.clamp_min(limit)).view(heads, 1, 1)
+    per_head = query.view(heads, -1, query.shape[1])
+    per_head[:, :nope] *= factor.sqrt()
+    per_head[:, nope:] *= factor  # the rotated key is shared by all heads, so the query carries the whole factor
+    key_value.view(heads, -1, key_value.shape[1])[:, :nope] *= factor.sqrt()
+    return int((peak > limit).sum())

@@ -1,6 +1,6 @@
 """From groups of documents to flat batches: prefixes once, documents in rectangles of similar length, targets listed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -9,6 +9,8 @@ from torch import Tensor
 
 from k2core_nano.train.attention import Block
 
+RECTANGLE_TOKENS = 192  # largest rectangle, unless one document is longer
+
 
 class DocumentLike(Protocol):
     """What packing needs of a training document."""
@@ -16,9 +18,11 @@ class DocumentLike(Protocol):
     @property
     def ids(self) -> list[int]:
         """Token ids."""
+
     @property
     def weights(self) -> list[int]:
         """Loss weight of each token as a target; 0 is no loss."""
+
     @property
     def family(self) -> str:
         """Name under which its loss is reported."""
@@ -30,6 +34,7 @@ class GroupLike(Protocol):
     @property
     def prefix(self) -> list[int]:
         """Token ids before every document; no loss."""
+
     @property
     def documents(self) -> Sequence[DocumentLike]:
         """The documents."""
@@ -110,7 +115,7 @@ def pack(groups: Sequence[GroupLike], *, overhead: int = 48) -> Batch:
             valid += [True] * shared
             prefix_tokens += shared
         documents = sorted((d for d in group.documents if d.ids), key=lambda d: len(d.ids))
-        for first, stop in rectangles([len(d.ids) for d in documents], overhead):
+        for first, stop in _thin(rectangles([len(d.ids) for d in documents], overhead), documents):
             length = len(documents[stop - 1].ids)
             blocks.append(
                 Block(start=len(ids), rows=stop - first, length=length, prefix_start=shared_start, prefix_length=shared)
@@ -141,3 +146,11 @@ def pack(groups: Sequence[GroupLike], *, overhead: int = 48) -> Batch:
         prefix_tokens=prefix_tokens,
         document_tokens=document_tokens,
     )
+
+
+def _thin(runs: list[tuple[int, int]], documents: Sequence[DocumentLike]) -> Iterator[tuple[int, int]]:
+    # scores of a rectangle should stay in the second-level cache between product, softmax and product
+    for first, stop in runs:
+        rows = max(1, RECTANGLE_TOKENS // len(documents[stop - 1].ids))
+        for start in range(first, stop, rows):
+            yield start, min(start + rows, stop)

@@ -1,6 +1,6 @@
 """INT4 group-32 rounding of the routed experts and bfloat16 rounding of everything else.
 
-Grid -7..7 (code -8 is not used, as in the released Kimi-K2-Thinking weights), one bfloat16 scale per 32 columns, scale = absmax / 7.
+Grid -7..7 (code -8 is not used, as in the released Kimi-K2-Thinking weights); one bfloat16 scale, absmax / 7, per 32 columns.
 Packing: compressed-tensors `pack-quantized`, nibble i of an int32 word holds column 8 * w + i, stored as value + 8.
 """
 
@@ -20,7 +20,7 @@ def quantise(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
     Returns:
         (..., cols) int8 codes in -7..7 and (..., cols // group) bfloat16 scales.
     """
-    grouped = weight.unflatten(-1, (-1, group))
+    grouped = _grouped(weight, group)
     scale = (grouped.abs().amax(-1) / 7).clamp_min(1e-30).bfloat16()
     codes = (grouped / scale.float().unsqueeze(-1)).round().clamp(-7, 7)
     return codes.to(torch.int8).flatten(-2), scale
@@ -28,7 +28,7 @@ def quantise(weight: Tensor, group: int = GROUP) -> tuple[Tensor, Tensor]:
 
 def dequantise(codes: Tensor, scale: Tensor, group: int = GROUP) -> Tensor:
     """(..., cols) float32, exactly codes * scale."""
-    return (codes.unflatten(-1, (-1, group)).float() * scale.float().unsqueeze(-1)).flatten(-2)
+    return (_grouped(codes, group).float() * scale.float().unsqueeze(-1)).flatten(-2)
 
 
 def fake_quantise(weight: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def fake_bfloat16(weight: Tensor) -> Tensor:
 
 def pack(codes: Tensor) -> Tensor:
     """(rows, cols) int8 codes -> (rows, cols // 8) int32 words, lowest nibble first."""
-    nibbles = (codes.long() + 8).unflatten(-1, (-1, 8))
+    nibbles = _grouped(codes.long() + 8, 8)
     words = (nibbles << (4 * torch.arange(8))).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
@@ -52,3 +52,7 @@ def unpack(words: Tensor) -> Tensor:
     """Inverse of `pack`."""
     nibbles = (words.long().unsqueeze(-1) >> (4 * torch.arange(8))) & 15
     return (nibbles - 8).to(torch.int8).flatten(-2)
+
+
+def _grouped(values: Tensor, size: int) -> Tensor:
+    return values.reshape(*values.shape[:-1], -1, size)  # (..., groups, size)

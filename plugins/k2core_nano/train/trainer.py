@@ -2,13 +2,15 @@
 
     python -m k2core_nano.train.trainer --out DIR --seconds 5400
 
-Data-parallel processes (one per core) each generate, pack and differentiate their own share of a step; gradients are summed over gloo,
-so all of them hold bit-identical weights. Everything that steers training (clock, loss, router load, stop request) is summed with
-the gradients and therefore agreed on. The data of a step depend only on (seed, step, rank, phase): resuming needs no generator state.
+Data-parallel processes (one per core) each generate, pack and differentiate their own share of a step; gradients are summed
+over gloo, so all of them hold bit-identical weights. Everything that steers training (clock, loss, router load, stop request)
+is summed with the gradients and therefore agreed on. The data of a step depend only on (seed, step, rank, phase): resuming
+needs no generator state.
 
-Phases: "copy" (induction is learnt from pure copying) until the smoothed loss is below --copy-until or --copy-tokens are used, then "main".
-Rounding: in the last --rounding-share of the budget the forward pass sees the weights exactly as they will be exported (INT4 routed
-experts, bfloat16 others) and the gradient at those values updates the unrounded ones (straight-through).
+Phases: "copy" (induction is learnt from pure copying) until the smoothed loss is below --copy-until or --copy-tokens are used,
+then "main", which keeps a share of copying for a while. Rounding: in the last --rounding-share of the budget the forward pass
+sees the weights exactly as they will be exported (INT4 routed experts, bfloat16 others) and the gradient at those values
+updates the unrounded ones (straight-through).
 """
 
 import argparse
@@ -32,14 +34,20 @@ from torch import Tensor
 
 from k2core_nano.train.geometry import Geometry
 from k2core_nano.train.model import NanoModel, token_losses
-from k2core_nano.train.muon import Muon
+from k2core_nano.train.muon import Muon, clip_queries_and_keys
 from k2core_nano.train.packing import GroupLike, pack
 from k2core_nano.train.quantise import fake_bfloat16, fake_quantise
 
 log = structlog.get_logger()
 
+# Large temporary arrays are otherwise mapped and unmapped at every use; so the heap keeps them, in huge pages (11 % faster).
+ALLOCATOR = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000",
+    "OMP_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1",
+}  # fmt: skip
+
 Stream = Callable[[int, int, str], Iterator[GroupLike]]
-FAMILIES = 4096  # slots for per-family losses in the summed vector; a name's slot is a hash, so that ranks agree on it
+FAMILIES = 4096  # slots of per-family losses in the summed vector; a name's slot is a hash: ranks agree
 
 
 def document_stream(seed: int, tokens: int, phase: str) -> Iterator[GroupLike]:
@@ -75,7 +83,7 @@ class Trainer:
         )
         size = sum(p.numel() for p in self.parameters)
         experts = geometry.n_routed_experts * len(self.model.moe_layers)
-        # gradients | loss sum, weight sum, document tokens, prefix tokens, seconds, stop, logit peak | expert loads | family losses
+        # gradients | loss sum, weight sum, document tokens, prefix tokens, seconds, stop | expert loads | family losses
         self.summed = torch.zeros(size + 8 + experts + 2 * FAMILIES)
         self.gradients: list[Tensor] = []
         offset = 0
@@ -89,8 +97,10 @@ class Trainer:
         self.family_smooth: dict[str, float] = {}
         self.counters: dict[str, Any] = {
             "step": 0, "document_tokens": 0, "prefix_tokens": 0, "seconds": 0.0, "phase": "copy", "copy_tokens": 0,
-            "smooth": None, "rounding": False, "start_step": 0, "base_seconds": 0.0, "base_tokens": 0,
+            "smooth": None, "rounding": False, "start_step": 0,
+            "main_tokens": 0, "clipped": 0, "base_seconds": 0.0, "base_tokens": 0,
         }  # fmt: skip
+        self.peaks = torch.zeros(geometry.num_hidden_layers, geometry.num_attention_heads)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world = dist.get_world_size() if dist.is_initialized() else 1
         self.stop_requested = False
@@ -110,24 +120,27 @@ class Trainer:
         o = self.options
         warm = min(1.0, (self.counters["step"] - self.counters["start_step"] + 1) / max(1, o.warmup_steps))
         left = max(0.0, 1 - self.progress()) / o.decay_share if o.decay_share else 1.0
-        return warm * max(o.final_rate, min(1.0, left))
+        return float(warm * max(o.final_rate, min(1.0, left)))
 
     def groups(self) -> Iterator[list[GroupLike]]:
         """This rank's share of the current step, in pieces of about --pass-tokens document tokens."""
         o, c = self.options, self.counters
-        wanted = o.step_tokens // self.world
+        wanted = (o.copy_step_tokens if c["phase"] == "copy" else o.step_tokens) // self.world
         seed = ((o.seed * 1_000_003 + c["step"]) * 64 + self.rank) * 2 + (c["phase"] == "main")
-        piece: list[GroupLike] = []
-        held = total = 0
-        for group in self.stream(seed, wanted, c["phase"]):
+        copies = 0
+        if c["phase"] == "main":
+            copies = int(wanted * o.copy_mix * max(0.0, 1 - c["main_tokens"] / o.copy_mix_tokens))
+        groups = self.stream(seed, min(wanted, o.group_tokens), c["phase"])
+        piece: list[GroupLike] = [next(self.stream(seed, copies, "copy"))] if copies else []
+        held = total = sum(len(d.ids) for group in piece for d in group.documents)
+        while total < wanted:
+            group = next(groups)
             size = sum(len(d.ids) for d in group.documents)
             piece.append(group)
             held, total = held + size, total + size
-            if held >= o.pass_tokens or total >= wanted:
+            if held >= o.pass_tokens:
                 yield piece
                 piece, held = [], 0
-            if total >= wanted:
-                return
         if piece:
             yield piece
 
@@ -149,7 +162,8 @@ class Trainer:
             parameter.grad = gradient
         for layer in self.model.moe_layers:
             layer.load.zero_()
-        peak = [0.0] if watch_logits else None
+        self.peaks.zero_()
+        peak = self.peaks if watch_logits else None
         for piece in self.groups():
             batch = pack(piece)
             self.numbers[2] += batch.document_tokens
@@ -158,7 +172,7 @@ class Trainer:
                 continue
             losses = token_losses(self.model, batch, peak)
             weighted = losses * batch.target_weights
-            weighted.sum().backward()
+            torch.autograd.backward(weighted.sum())
             self.numbers[0] += weighted.detach().sum()
             self.numbers[1] += batch.target_weights.sum()
             slots = torch.tensor([self.slot(family) for family in batch.families])[batch.target_families]
@@ -166,7 +180,6 @@ class Trainer:
             self.family_sums[1].index_add_(0, slots, batch.target_weights)
         for row, layer in zip(self.loads, self.model.moe_layers, strict=True):
             row.copy_(layer.load)
-        self.numbers[6] = peak[0] / self.world if peak else 0.0
 
     def slot(self, family: str) -> int:
         """A family's place in the summed vector."""
@@ -189,7 +202,9 @@ class Trainer:
         if self.world > 1:
             dist.all_reduce(self.summed)
         waited = time.monotonic() - waited
-        loss_sum, weight_sum, document_tokens, prefix_tokens, seconds, stop, peak = self.numbers[:7].tolist()
+        if watch_logits and self.world > 1:
+            dist.all_reduce(self.peaks, dist.ReduceOp.MAX)
+        loss_sum, weight_sum, document_tokens, prefix_tokens, seconds, stop = self.numbers[:6].tolist()
         loss = loss_sum / max(weight_sum, 1.0)
         healthy = loss == loss and abs(loss) < 1e4
         if healthy:
@@ -206,14 +221,16 @@ class Trainer:
         c["document_tokens"] += int(document_tokens)
         c["prefix_tokens"] += int(prefix_tokens)
         c["seconds"] = seconds
-        if c["phase"] == "copy":
+        if c["phase"] == "main":
+            c["main_tokens"] += int(document_tokens)
+        else:
             c["copy_tokens"] += int(document_tokens)
             if (c["smooth"] or 9.0) < o.copy_until or c["copy_tokens"] >= o.copy_tokens:
                 if self.rank == 0:
                     log.info("train.phase", phase="main", step=c["step"], copy_tokens=c["copy_tokens"], smooth=c["smooth"])
-                c["phase"], c["smooth"] = "main", None
+                c["phase"], c["smooth"], c["start_step"] = "main", None, c["step"]
                 self.family_smooth.clear()
-        return {"loss": loss, "healthy": healthy, "stop": stop > 0, "peak": peak, "wait_s": waited, "rate": factor}
+        return {"loss": loss, "healthy": healthy, "stop": stop > 0, "wait_s": waited, "rate": factor}
 
     def update(self, factor: float, weight_sum: float) -> None:
         """Optimiser step on the masters from the summed gradients."""
@@ -226,7 +243,19 @@ class Trainer:
             entry["lr"] = self.options.adam_rate * factor
         self.adam.step()
         self.muon.step([self.gradients[i] for i in self.matrix_index], self.options.muon_rate * factor)
+        for index in range(len(self.peaks)):
+            self.clip(index)
         self.set_weights()
+
+    def clip(self, index: int) -> None:
+        """Keep the attention logits of one layer below --logit-limit."""
+        if float(self.peaks[index].max()) > self.options.logit_limit:
+            base = f"model.layers.{index}.self_attn"
+            query = self.masters[self.names.index(f"{base}.q_b_proj.weight")]
+            key_value = self.masters[self.names.index(f"{base}.kv_b_proj.weight")]
+            nope = self.model.geometry.qk_nope_head_dim
+            limit = self.options.logit_limit
+            self.counters["clipped"] += clip_queries_and_keys(query, key_value, self.peaks[index], limit, nope)
 
     def balance(self, rate: float) -> None:
         """Move every expert's selection bias by `rate` against its load error."""
@@ -276,7 +305,7 @@ class Trainer:
         waited, ending = 0.0, "done"
         while self.progress() < 1:
             due = c["seconds"] - logged >= o.log_every
-            result = self.step(started=started, watch_logits=due)
+            result = self.step(started=started, watch_logits=due or c["step"] % 10 == 0)
             waited += result["wait_s"]
             if self.rank == 0 and not result["healthy"]:
                 log.warning("train.step_skipped", step=c["step"], loss=result["loss"])
@@ -321,7 +350,8 @@ class Trainer:
             rate=round(result["rate"], 3),
             rounding=c["rounding"],
             load=[round(float(row.max() / row.mean().clamp_min(1e-9)), 2) for row in self.loads],
-            peak_logit=round(result["peak"], 1),
+            peak_logit=round(float(self.peaks.max()), 1),
+            clipped=c["clipped"],
             families={name: round(value, 3) for name, value in sorted(self.family_smooth.items())},
         )
 
@@ -332,12 +362,19 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument
     add("--out", type=Path, required=True, help="folder for checkpoints")
     add("--seconds", type=float, default=0.0, help="budget in seconds of training (0: none)")
-    add("--tokens", type=int, default=0, help="budget in document tokens (0: none); the larger used share of the two steers the schedule")
+    add(
+        "--tokens",
+        type=int,
+        default=0,
+        help="budget in document tokens (0: none); the larger used share of the two steers the schedule",
+    )
     add("--seed", type=int, default=1)
     add("--processes", type=int, default=2, help="data-parallel processes")
     add("--threads", type=int, default=1, help="threads of each process")
     add("--step-tokens", type=int, default=8192, help="document tokens per optimiser step, all processes together")
+    add("--copy-step-tokens", type=int, default=2560, help="the same in the copy phase, which needs steps more than tokens")
     add("--pass-tokens", type=int, default=4096, help="document tokens per forward pass of one process")
+    add("--group-tokens", type=int, default=2048, help="document tokens that share one set of tool declarations")
     add("--muon-rate", type=float, default=0.009)
     add("--adam-rate", type=float, default=0.0037)
     add("--weight-decay", type=float, default=0.05)
@@ -346,9 +383,12 @@ def parser() -> argparse.ArgumentParser:
     add("--final-rate", type=float, default=0.02, help="smallest factor on the rates")
     add("--rounding-share", type=float, default=0.2, help="last share of the budget trained on INT4/bfloat16 values")
     add("--balance-rate", type=float, default=0.003)
+    add("--logit-limit", type=float, default=100.0, help="largest attention logit before a head is clipped")
     add("--late-balance-rate", type=float, default=0.0005)
     add("--copy-until", type=float, default=0.45, help="smoothed loss that ends the copy phase")
     add("--copy-tokens", type=int, default=2_500_000, help="largest number of tokens in the copy phase")
+    add("--copy-mix", type=float, default=0.15, help="share of copy tokens at the start of the main phase")
+    add("--copy-mix-tokens", type=int, default=4_000_000, help="main-phase tokens over which that share falls to zero")
     add("--resume", type=Path, help="checkpoint to continue from")
     add("--restart-schedule", action="store_true", help="with --resume: budgets count from the checkpoint on")
     add("--log-every", type=float, default=15.0)
@@ -374,7 +414,10 @@ def main(arguments: list[str] | None = None, geometry: Geometry | None = None) -
         port = options.port or _free_port()
         if options.rank == 0:
             command = [sys.executable, "-m", "k2core_nano.train.trainer", *given, "--port", str(port)]
-            children = [subprocess.Popen([*command, "--rank", str(rank)]) for rank in range(1, options.processes)]
+            children = [
+                subprocess.Popen([*command, "--rank", str(rank)], env={**os.environ, **ALLOCATOR})
+                for rank in range(1, options.processes)
+            ]
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo")
         dist.init_process_group("gloo", rank=options.rank, world_size=options.processes)
     trainer = Trainer(options, geometry or Geometry())
@@ -405,4 +448,7 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
+    if "MALLOC_MMAP_MAX_" not in os.environ:  # the C library reads these before any of our code runs
+        again = [sys.executable, "-m", "k2core_nano.train.trainer", *sys.argv[1:]]
+        os.execve(sys.executable, again, {**os.environ, **ALLOCATOR})
     main()
