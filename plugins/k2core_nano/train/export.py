@@ -98,6 +98,7 @@ def export(
     ):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     save_file(wire_tensors(state["masters"], biases), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # save_file makes it readable to its owner only
 
 
 def load_exported(folder: Path) -> NanoModel:
