@@ -48,9 +48,7 @@ async def run_with_deadline(function: Callable[..., Any], timeout_s: float, /, *
     return work.result()
 
 
-def _in_thread(
-    function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]
-) -> "asyncio.Future[Any]":
+def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> "asyncio.Future[Any]":
     loop = asyncio.get_running_loop()
     future: asyncio.Future[Any] = loop.create_future()
 

@@ -5,10 +5,10 @@ from fractions import Fraction
 from typing import Literal
 
 from attrs import frozen
-from k2core_tools.calculator import evaluate
-from k2core_tools.numbers import approximate, decimal_places, render
 
 from k2core.errors import ToolError
+from k2core_tools.calculator import evaluate
+from k2core_tools.numbers import approximate, decimal_places, render
 from k2core_verifiers.quantities import NUMBER, find_numbers, is_rounding
 
 Status = Literal["supported", "refuted", "unchecked"]

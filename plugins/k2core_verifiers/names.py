@@ -11,9 +11,9 @@ import unicodedata
 from functools import cache
 
 from attrs import frozen
+
 from k2core_tools.folder import SUFFIXES
 from k2core_tools.unit_table import all_units
-
 from k2core_verifiers.common_words import COMMON, OWN_NAMES
 
 _WORD = re.compile(r"(?<![\w])[^\W\d_]+(?:['’-][^\W\d_]+)*(?![\w])")

@@ -3,13 +3,13 @@
 import asyncio
 
 import pytest
-from k2core_numba.backend import NumbaBackend
 
 from k2core.engine.engine import EngineModel
 from k2core.interfaces import GenerateOptions, ModelProfile
 from k2core.messages import Message
 from k2core.testing.checkpoints import write_tiny_checkpoint
 from k2core.testing.formats import ByteFormat, ByteTokenizer
+from k2core_numba.backend import NumbaBackend
 
 
 @pytest.fixture(scope="module")

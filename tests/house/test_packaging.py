@@ -20,7 +20,7 @@ def found_packages() -> set[str]:
 
 
 def test_every_source_file_belongs_to_a_package() -> None:
-    """Each folder with Python files under the rooms is a package that setuptools finds, so that nothing is left out of the wheel."""
+    """Each folder with Python files under the rooms is a package, so that the wheel leaves nothing out."""
     packages = found_packages()
     missing = []
     for room in ("k2core", "backends", "plugins", "kernels", "specs"):

@@ -8,6 +8,7 @@ import re
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from k2core_nano.train import arithmetic, documents, facts, names, phrasing
 from k2core_nano.train.questions import solved
 from k2core_nano.train.tokenizer import CONTROL, load

@@ -8,11 +8,11 @@ from fractions import Fraction
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from k2core.errors import ToolError
 from k2core_specs import load
 from k2core_tools.calculator import ExpressionError, calculator, evaluate, render
 from k2core_tools.numbers import approximate, decimal_places, parse_number, round_half_up
-
-from k2core.errors import ToolError
 
 rationals = st.builds(Fraction, st.integers(-(10**15), 10**15), st.integers(1, 10**9))
 decimals = st.builds(lambda whole, places: (Fraction(whole, 10**places), places), st.integers(0, 10**9), st.integers(0, 6))

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from k2core_specs import load
-from k2core_tools.documents import DocumentIndex, make_read, make_search
-from k2core_tools.folder import MAX_BYTES
-from k2core_tools.passages import PASSAGE, cut
 from structlog.testing import capture_logs
 
 from k2core.errors import InputError, ToolError
 from k2core.interfaces import Tool, ToolContext
+from k2core_specs import load
+from k2core_tools.documents import DocumentIndex, make_read, make_search
+from k2core_tools.folder import MAX_BYTES
+from k2core_tools.passages import PASSAGE, cut
 
 BRIDGES = """# Tal Bridge
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from k2core.errors import InputError, ToolError
+from k2core.interfaces import ToolContext
 from k2core_specs import load
 from k2core_tools.facts import Fact, FactsStore, make_facts, make_shipped_facts
 from k2core_tools.nearest import nearest_names
 from k2core_tools.tables import COUNTRIES, ELEMENTS
-
-from k2core.errors import InputError, ToolError
-from k2core.interfaces import ToolContext
 
 ROWS = [
     Fact(entity="Kenya", attribute="area", value="580367", unit="km2", source="CIA World Factbook", year="2023"),

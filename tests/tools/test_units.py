@@ -6,12 +6,12 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from k2core.errors import ToolError
 from k2core_specs import load
 from k2core_tools.numbers import parse_number
 from k2core_tools.unit_table import Unit, all_units
 from k2core_tools.units import convert, find_unit, units
-
-from k2core.errors import ToolError
 
 UNITS = all_units()
 rationals = st.builds(Fraction, st.integers(0, 10**9), st.integers(1, 10**4))

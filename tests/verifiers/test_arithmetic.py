@@ -6,12 +6,12 @@ from fractions import Fraction
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from k2core_tools.numbers import render
-from k2core_verifiers.arithmetic import ArithmeticVerifier
-from k2core_verifiers.equations import find_equations
 from verifiers.episodes import EPISODES
 
 from k2core.interfaces import Answer, Claim, Trajectory, Verifier
+from k2core_tools.numbers import render
+from k2core_verifiers.arithmetic import ArithmeticVerifier
+from k2core_verifiers.equations import find_equations
 
 EMPTY = Trajectory(question="", question_event=1)
 naturals = st.integers(0, 10**6)

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+from verifiers.episodes import EPISODES, answer_of, example_answers
+
 from k2core_verifiers.arithmetic import ArithmeticVerifier
 from k2core_verifiers.grounding import GroundingVerifier
-from verifiers.episodes import EPISODES, answer_of, example_answers
 
 EXAMPLES = example_answers()
 

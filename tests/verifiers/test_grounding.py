@@ -7,11 +7,11 @@ import pytest
 from attrs import evolve
 from hypothesis import example, given
 from hypothesis import strategies as st
-from k2core_verifiers.grounding import GroundingVerifier
-from k2core_verifiers.quantities import find_numbers, values_in
 from verifiers.episodes import EPISODES, answer_of, example_answers
 
 from k2core.interfaces import Answer, Claim, Observation, Trajectory, Verdict, Verifier
+from k2core_verifiers.grounding import GroundingVerifier
+from k2core_verifiers.quantities import find_numbers, values_in
 
 integers = st.integers(-(10**12), 10**12)
 

@@ -61,7 +61,13 @@ CHAT = {
 CONVERT = (
     "Convert {n} {u} (to|into) {u2}.", "(How many|What number of) {u2} (are|is) {n} {u}?", "{n} {u} in {u2}?", "What is {n} {u} in {u2}?", "(Express|Write|Give) {n} {u} in {u2}.", "Change {n} {u} to {u2}.", "How much is {n} {u} in {u2}?", "{n} {u} to {u2}", "(Turn|Transform) {n} {u} into {u2}.", "I have {n} {u}. How many {u2} is that?", "Please convert {n} {u} to {u2}.", "If something is {n} {u}, what is it in {u2}?",
 )  # fmt: skip
-UNITS = ("km m cm mm miles feet inches yards".split(), "kg g pounds ounces tons mg".split(), "hours minutes seconds days weeks".split(), "liters ml gallons pints".split(), "celsius fahrenheit kelvin".split())
+UNITS = (
+    "km m cm mm miles feet inches yards".split(),
+    "kg g pounds ounces tons mg".split(),
+    "hours minutes seconds days weeks".split(),
+    "liters ml gallons pints".split(),
+    "celsius fahrenheit kelvin".split(),
+)
 
 
 def question(rng: random.Random, family: str, level: int | None) -> Question:
@@ -69,14 +75,25 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
     held_out = level is not None
     picks = {key: rng.choice(options) for key, options in WORDS.items()}
     some = facts.entity(rng, rng.choice(("country", "country", "element", "town", "mountain", "river", "lake")), held_out)
-    slots = dict(picks, e=some, w=names.person(rng, held_out), v=names.person(rng, held_out), n=str(rng.randint(2, 20)), thing2=rng.choice(WORDS["thing"]), code2=rng.choice(WORDS["code"]), g=rng.choice(arithmetic.GOODS))
+    slots = dict(
+        picks,
+        e=some,
+        w=names.person(rng, held_out),
+        v=names.person(rng, held_out),
+        n=str(rng.randint(2, 20)),
+        thing2=rng.choice(WORDS["thing"]),
+        code2=rng.choice(WORDS["code"]),
+        g=rng.choice(arithmetic.GOODS),
+    )
     reply, think = DECLINE, "No tool knows this. Decline."
     if family == "chat":
         reply = rng.choice(tuple(CHAT))
         template, think = _chat(rng, CHAT[reply], level), "No question. Reply."
     else:
         template, _ = phrasing.phrase(rng, family, OUTSIDE, level)
-    return Question(family=family, level=level, text=template.format_map(slots), declines=(reply,), policy=reply_at_once(think, reply))
+    return Question(
+        family=family, level=level, text=template.format_map(slots), declines=(reply,), policy=reply_at_once(think, reply)
+    )
 
 
 def _chat(rng: random.Random, frames: tuple[str, ...], level: int | None) -> str:
@@ -96,7 +113,9 @@ def conversion(rng: random.Random, level: int | None) -> Question:
 def without(question: Question, tool: str) -> Question:
     """The same question where a tool it needs is not declared."""
     policy = reply_at_once(f"This needs {tool}, not declared. Decline.", DECLINE)
-    return Question(family="missing", level=question.level, text=question.text, needed=question.needed, declines=(DECLINE,), policy=policy)
+    return Question(
+        family="missing", level=question.level, text=question.text, needed=question.needed, declines=(DECLINE,), policy=policy
+    )
 
 
 def reply_at_once(think: str, reply: str) -> Callable[[], Policy]:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from functools import cache, lru_cache
 
 from attrs import evolve, frozen
-from k2core_specs import load as load_spec
 
 from k2core_nano.train import arithmetic, declines, facts, names
 from k2core_nano.train.oracle import Step, compared
 from k2core_nano.train.questions import Question, Turn, solved
 from k2core_nano.train.tokenizer import CONTROL, load
 from k2core_nano.train.world import near_miss
+from k2core_specs import load as load_spec
 
 SPEC = load_spec("formats/nano_episode.toml")
 PLAN_ONLY = 0.5

@@ -1,7 +1,24 @@
 # ruff: noqa: E501, SIM905  (word lists read best as text, one wording per line)
 """The wordings of arithmetic questions (see phrasing for the notation). The last three frames of each family are held out."""
 
-PLACES = ("market", "shop", "store", "bakery", "farm", "library", "school", "office", "factory", "hotel", "station", "garden", "museum", "warehouse", "kitchen", "hospital")
+PLACES = (
+    "market",
+    "shop",
+    "store",
+    "bakery",
+    "farm",
+    "library",
+    "school",
+    "office",
+    "factory",
+    "hotel",
+    "station",
+    "garden",
+    "museum",
+    "warehouse",
+    "kitchen",
+    "hospital",
+)
 GOODS = tuple(
     """pens books apples lamps chairs tickets stamps mugs dolls cards tiles cups flags ropes seeds bottles candles shirts plates bricks oranges pencils
 eggs flowers trees cakes keys rings shoes coats hats balls toys bikes phones screens cables bulbs cookies loaves melons pears plums nuts beads
