@@ -4,9 +4,10 @@
 import random
 from collections.abc import Callable
 
-from k2core_nano.train import arithmetic, facts, names, phrasing
+from k2core_nano.train import facts, names, phrasing
 from k2core_nano.train.oracle import DECLINE, Policy, final
 from k2core_nano.train.questions import Question
+from k2core_nano.train.wordings import GOODS
 
 WORDS = {
     "thing": "bread soup coffee music love time rain snow fire water sleep football chess tennis money luck war peace truth history art poetry physics grammar magic dreams fashion tea cheese cats dogs birds robots cars trains winter summer school work family friendship happiness fear hope beauty silence garden".split(),
@@ -83,7 +84,7 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
         n=str(rng.randint(2, 20)),
         thing2=rng.choice(WORDS["thing"]),
         code2=rng.choice(WORDS["code"]),
-        g=rng.choice(arithmetic.GOODS),
+        g=rng.choice(GOODS),
     )
     reply, think = DECLINE, "No tool knows this. Decline."
     if family == "chat":

@@ -282,7 +282,7 @@ def _oracle(
     unit = f" {words.unit}" if words.unit else ""
     values = [fact.value for fact in rows]
     if family == "fact":
-        expected = (values[0],)
+        expected: tuple[str, ...] = (values[0],)
     elif family in ("total", "difference"):
         expected = (plain(evaluate(("+" if family == "total" else "-").join(values))) or "",)
     else:

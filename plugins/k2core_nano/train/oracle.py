@@ -85,7 +85,7 @@ def persist(step: Step, what: str) -> Generator[Step, Returned, "Returned | Stop
 
 def compared(left: str, right: str) -> tuple[str, bool]:
     """Both values written out character by character up to the first difference, and whether they are the same."""
-    written = []
+    written: list[str] = []
     for place in range(max(len(left), len(right))):
         first = left[place] if place < len(left) else "_"
         second = right[place] if place < len(right) else "_"
