@@ -173,7 +173,7 @@ def test_a_failing_model_leaves_a_run_to_show(k2: K2) -> None:
 
     assert done.code == 1 and done.json()["kind"] == "K2Error"
     shown = k2("runs", "show", done.json()["run"])
-    assert "result 0   1081" in shown.out and "unfinished" in shown.out
+    assert "result 0   1081" in shown.out and "failed" in shown.out
 
 
 def test_only_chosen_tools_are_declared(k2: K2) -> None:
