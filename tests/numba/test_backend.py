@@ -188,7 +188,7 @@ def test_each_kernel_has_one_signature(model):
     handle = model.new_sequence()
     model.forward([SequenceInput(handle=handle, token_ids=np.array([1, 2]))], Want(logits="all", routing=True, hidden=True))
     model.moe.forward(model.geometry.moe_layers.start, np.ones((1, model.geometry.hidden_size), np.float32))
-    assert all(len(dispatcher.overloads) <= 1 for dispatcher, _ in KERNELS)
+    assert {dispatcher.__name__: list(dispatcher.overloads) for dispatcher, _ in KERNELS if len(dispatcher.overloads) > 1} == {}
 
 
 def test_two_threads_with_two_models(folder):
