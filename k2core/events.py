@@ -193,10 +193,14 @@ class NoteKept(Journalled):
 
 @frozen(kw_only=True)
 class ResultsHidden(Journalled):
-    """Tool results that the model no longer sees, because its context was nearly full; the journal keeps them."""
+    """Tool results that the model no longer sees, because its context was nearly full; the journal keeps them.
+
+    Attributes:
+        calls: numbers of the calls, counted over the whole conversation (a model may repeat an id).
+    """
 
     kind: ClassVar[str] = "hidden"
-    call_ids: tuple[str, ...]
+    calls: tuple[int, ...]
 
 
 @frozen(kw_only=True)

@@ -438,8 +438,8 @@ class ToolRegistry(Protocol):
         """All tools in OpenAI's form, in name order."""
         ...
 
-    async def call(self, call: ToolCall) -> ToolResult:
-        """Validate and run; never raises for what the model or the tool did wrong."""
+    async def call(self, call: ToolCall, *, most_s: float | None = None) -> ToolResult:
+        """Validate and run, within *most_s* seconds; never raises for what the model or the tool did wrong."""
         ...
 
 

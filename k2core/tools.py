@@ -179,13 +179,19 @@ class Registry:
         assert isinstance(arguments, dict)  # the schema's type is object
         return arguments
 
-    async def call(self, call: ToolCall) -> ToolResult:
-        """Validate *call*, run it under its deadline, and bound what comes back."""
+    async def call(self, call: ToolCall, *, most_s: float | None = None) -> ToolResult:
+        """Validate *call*, run it under its deadline, and bound what comes back.
+
+        Args:
+            call: as the model wrote it.
+            most_s: seconds that are left at all; None leaves the tool's own deadline.
+        """
         started = time.perf_counter()
         try:
             arguments = self.arguments_of(call)
             wanted = self._tools[call.name]
-            text = as_text(await run_with_deadline(wanted.function, wanted.timeout_s, **arguments))
+            timeout_s = wanted.timeout_s if most_s is None else min(wanted.timeout_s, most_s)
+            text = as_text(await run_with_deadline(wanted.function, timeout_s, **arguments))
             ok = True
         except DeadlineExceeded as error:
             text, ok = f"error: timed out after {error.timeout_s:g} s", False

@@ -43,7 +43,7 @@ from k2core.events import (
     Warned,
 )
 from k2core.interfaces import Answer, ChatModel, Effect, GenerateOptions, ToolResult, Verdict, Verifier
-from k2core.messages import Delta, Message, ToolCall, TurnEnd
+from k2core.messages import ContentDelta, Delta, Message, ReasoningDelta, ToolCall, TurnEnd
 from k2core.tools import Registry
 from k2core.verify import answer_from_text, check
 
@@ -122,7 +122,7 @@ class Agent:
                 async for item in work.step():
                     yield item
         except (asyncio.CancelledError, GeneratorExit):
-            await asyncio.shield(work.append(RunEnded(status="cancelled", **work.totals())))
+            await asyncio.shield(work.append(*work.interrupted(), RunEnded(status="cancelled", **work.totals())))
             raise
         except Exception:
             if work.run and not work.ended:
@@ -188,6 +188,7 @@ class _Work:
     nudges: int = 0
     tokens: int = 0
     ended: bool = False
+    heard: list[Delta] = field(factory=list)  # of the turn that is being generated
     _started: float = field(factory=time.perf_counter)
 
     async def begin(self, question: str, run: str | None) -> AsyncIterator[Stored | Live]:
@@ -216,6 +217,7 @@ class _Work:
         for stored in await self.trim():
             yield stored
         end: TurnEnd | None = None
+        self.heard = []
         async with _closing(self.generate()) as parts:
             async for part in parts:
                 if isinstance(part, TurnEnd):
@@ -225,9 +227,13 @@ class _Work:
                         yield item
                     return
                 else:
+                    self.heard.append(part)
                     yield Live(delta=part)
-        if end is None:
-            return  # the seconds ran out in the middle of the turn; the next step winds down
+        if end is None:  # the seconds ran out in the middle of the turn; the next step winds down
+            for stored in await self.append(*self.interrupted()):
+                yield stored
+            return
+        self.heard = []
         turn = TurnEnded(
             reasoning=end.message.reasoning,
             content=end.message.content,
@@ -254,6 +260,13 @@ class _Work:
         else:
             async for item in self.answer_in_words(turn):
                 yield item
+
+    def interrupted(self) -> list[Event]:
+        """What was heard of a turn that did not end, as an event; its calls may be incomplete and are left out."""
+        reasoning = "".join(part.text for part in self.heard if isinstance(part, ReasoningDelta))
+        content = "".join(part.text for part in self.heard if isinstance(part, ContentDelta))
+        self.heard = []
+        return [TurnEnded(reasoning=reasoning, content=content, finish_reason="cancelled")] if reasoning or content else []
 
     async def generate(self) -> AsyncIterator[Delta | TurnEnd | CapacityError]:
         """The model's parts, until the turn ends, the seconds run out, or the prompt turns out not to fit."""
@@ -285,7 +298,7 @@ class _Work:
         hidden = window.to_hide(self.messages, turns[-1].usage, self.agent.model.profile.context)
         if not hidden:
             return []
-        stored = await self.append(ResultsHidden(call_ids=hidden))
+        stored = await self.append(ResultsHidden(calls=hidden))
         self.messages = projection.messages(self.events)
         return stored
 
@@ -298,15 +311,16 @@ class _Work:
         effect: Effect = agent.tools.get(call.name).effect if known else "pure"
         intent = ToolIntent(call_id=call.id, index=index, name=call.name, arguments=call.arguments, effect=effect)
         yield (await self.append(intent))[0]
-        self.budget.calls += 1
-        if cut:
-            text = f"error: not run: the turn was cut at its limit of {agent.options.max_tokens} tokens"
-            yield await self.observe(call, index, ToolResult(text=text, ok=False))
+        reached = self.budget.reached()
+        self.budget.calls += 1 if reached is None else 0
+        why = f"the turn was cut at its limit of {agent.options.max_tokens} tokens" if cut else str(reached or "")
+        if why:
+            yield await self.observe(call, index, ToolResult(text=f"error: not run: {why}", ok=False))
         elif known and agent.tools.get(call.name).control:
             async for item in self.control(call, index):
                 yield item
         else:
-            yield await self.observe(call, index, await agent.tools.call(call))
+            yield await self.observe(call, index, await agent.tools.call(call, most_s=self.budget.seconds_left()))
 
     async def observe(self, call: ToolCall, index: int, result: ToolResult) -> Stored:
         """Put a result into the journal and the conversation."""

@@ -27,12 +27,12 @@ INTERRUPTED = "error: interrupted before a result came back"
 def messages(events: Iterable[Stored]) -> list[Message]:
     """The conversation that the next turn continues."""
     events = list(events)
-    hidden = {one for stored in events if isinstance(stored.event, ResultsHidden) for one in stored.event.call_ids}
+    hidden = {one for stored in events if isinstance(stored.event, ResultsHidden) for one in stored.event.calls}
     out: list[Message] = []
-    open_calls: dict[str, ToolCall] = {}
+    open_calls: list[ToolCall] = []
 
     def close() -> None:
-        for call in open_calls.values():
+        for call in open_calls:
             out.append(tool_message(call.id, call.name, INTERRUPTED))
         open_calls.clear()
 
@@ -44,10 +44,11 @@ def messages(events: Iterable[Stored]) -> list[Message]:
         elif isinstance(event, TurnEnded):
             close()
             out.append(event.message())
-            open_calls.update((call.id, call) for call in event.calls)
+            open_calls.extend(event.calls)
         elif isinstance(event, ToolReturned):
-            open_calls.pop(event.call_id, None)
-            text = HIDDEN if event.call_id in hidden else event.text
+            if open_calls:
+                del open_calls[0]  # calls are made in order, so results are too
+            text = HIDDEN if event.index in hidden else event.text
             out.append(tool_message(event.call_id, event.name, text))
     close()
     return out
@@ -65,7 +66,7 @@ def trajectory(events: Sequence[Stored]) -> Trajectory:
     """
     questions: list[str] = []
     question_event = 0
-    arguments: dict[str, str] = {}
+    arguments: dict[int, str] = {}
     observations: list[Observation] = []
     for stored in events:
         event = stored.event
@@ -73,14 +74,14 @@ def trajectory(events: Sequence[Stored]) -> Trajectory:
             questions.append(event.content)
             question_event = stored.sequence
         elif isinstance(event, ToolIntent):
-            arguments[event.call_id] = event.arguments
+            arguments[event.index] = event.arguments
         elif isinstance(event, ToolReturned) and event.name not in (ANSWER, NOTE):
             observations.append(
                 Observation(
                     event=stored.sequence,
                     index=event.index,
                     tool=event.name,
-                    arguments=arguments.get(event.call_id, "{}"),
+                    arguments=arguments.get(event.index, "{}"),
                     text=event.text,
                     ok=event.ok,
                 )

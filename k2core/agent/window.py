@@ -14,8 +14,8 @@ HIDE_AT = 0.9
 HIDE_UNTIL = 0.6
 
 
-def to_hide(messages: Sequence[Message], usage: Usage, context: int) -> tuple[str, ...]:
-    """Ids of the calls whose results should be hidden before the next turn; empty while there is room.
+def to_hide(messages: Sequence[Message], usage: Usage, context: int) -> tuple[int, ...]:
+    """Numbers of the calls whose results should be hidden before the next turn; empty while there is room.
 
     Sizes are estimated: the last turn's prompt says how many tokens a character takes here.
 
@@ -33,12 +33,13 @@ def to_hide(messages: Sequence[Message], usage: Usage, context: int) -> tuple[st
     used += sum(_characters(message) for message in messages[last_turn + 1 :]) * min(per_character, 1.0)
     if used <= HIDE_AT * context:
         return ()
-    hidden = []
-    for message in messages[:last_turn]:  # what answers the newest turn stays
+    hidden: list[int] = []
+    results = [message for message in messages[:last_turn] if message.role == "tool"]  # what answers the newest turn stays
+    for number, message in enumerate(results):
         if used <= HIDE_UNTIL * context:
             break
-        if message.role == "tool" and message.content != HIDDEN and message.tool_call_id is not None:
-            hidden.append(message.tool_call_id)
+        if message.content != HIDDEN:
+            hidden.append(number)
             used -= max(0, len(message.content) - len(HIDDEN)) * min(per_character, 1.0)
     return tuple(hidden)
 

@@ -97,7 +97,7 @@ class Display:
         elif isinstance(event, NoteKept):
             self._block(sequence, "note", [(self._cut(event.text), "")], "cyan")
         elif isinstance(event, ResultsHidden):
-            line = f"{len(event.call_ids)} old results, for room in the model's context"
+            line = f"{len(event.calls)} old results, for room in the model's context"
             self._block(sequence, "hidden", [(line, "dim")], "dim")
         elif self.whole:
             self._of_the_log(sequence, event)

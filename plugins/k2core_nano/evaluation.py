@@ -174,7 +174,7 @@ def in_world(tool: Tool, world: World) -> Tool:
 def compare(question: Question, events: Sequence[Stored]) -> Compared:
     """Walk the oracle along the run's calls and results, up to the first call that differs."""
     intents = [stored.event for stored in events if isinstance(stored.event, ToolIntent)]
-    results = {stored.event.call_id: stored.event.text for stored in events if isinstance(stored.event, ToolReturned)}
+    results = {stored.event.index: stored.event.text for stored in events if isinstance(stored.event, ToolReturned)}
     calls = exact = wrong = detected = good = alarms = 0
     policy = question.policy()
     step, final = _advance(policy, None)
@@ -196,7 +196,7 @@ def compare(question: Question, events: Sequence[Stored]) -> Compared:
         exact += 1
         if final:
             break
-        step, final = _advance(policy, Returned(intent.index, results.get(intent.call_id, "")))
+        step, final = _advance(policy, Returned(intent.index, results.get(intent.index, "")))
     return Compared(calls=calls, exact=exact, wrong_results=wrong, detected=detected, good_results=good, false_alarms=alarms)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,55 @@ def test_the_budget_of_calls_ends_with_what_is_known(tmp_path: Path) -> None:
     assert (result.status, result.calls) == ("partial", 3)
     assert of_kind(events, BudgetReached) == [BudgetReached(which="calls", limit=3.0, used=3.0)]
     assert "Known so far" in result.answer.text and '- double {"number":2}: 4' in result.answer.text
+
+
+def test_the_budget_of_calls_holds_within_one_turn(tmp_path: Path) -> None:
+    """Calls beyond the budget in the same turn are not run, and say why."""
+    calls = tuple(calling("double", {"number": index}, index).tool_calls[0] for index in range(5))
+    result, events = ask(agent_of(tmp_path, [Message(role="assistant", tool_calls=calls)], limits=Limits(calls=2)))
+
+    texts = [event.text for event in of_kind(events, ToolReturned)]
+    assert (result.status, result.calls) == ("partial", 2)
+    assert texts == ["0", "2", *["error: not run: the budget of 2 calls is used up"] * 3]
+
+
+def test_the_budget_of_seconds_bounds_a_tool(tmp_path: Path) -> None:
+    """A tool gets no more time than the question has left."""
+
+    @tool(effect="read", timeout_s=30)
+    def wait() -> str:
+        """Wait long."""
+        time.sleep(20)
+        return "late"
+
+    agent = agent_of(tmp_path, [calling("wait", {}, 0)], limits=Limits(seconds=0.3))
+    agent.tools.add(wait)
+    result, events = ask(agent)
+
+    assert result.status == "partial" and result.seconds < 10
+    assert of_kind(events, ToolReturned)[0].text.startswith("error: timed out after 0.")
+
+
+def test_what_was_heard_of_an_interrupted_turn_is_kept(tmp_path: Path) -> None:
+    """When the seconds run out in a turn, its thinking so far is in the journal, and the conversation stays valid."""
+    agent = agent_of(tmp_path, [], limits=Limits(seconds=0.3))
+    agent.model = ScriptedModel([Message(role="assistant", reasoning="word " * 4000)], delay_s=0.01)
+    result, events = ask(agent)
+
+    (turn,) = of_kind(events, TurnEnded)
+    assert result.status == "partial" and turn.finish_reason == "cancelled" and turn.reasoning.startswith("word word")
+
+
+def test_results_of_repeated_ids_keep_their_order(tmp_path: Path) -> None:
+    """A model that writes one id twice gets two results in order, and evidence is told apart by number."""
+    twice = tuple(ToolCall(id="functions.double:0", name="double", arguments=f'{{"number":{number}}}') for number in (3, 4))
+    result, events = ask(agent_of(tmp_path, [Message(role="assistant", tool_calls=twice), answering("It is 8.", 2, [1])]))
+
+    assert result.status == "answered"
+    contents = [message.content for message in projection.messages(stored(events)) if message.name == "double"]
+    assert contents == ["6", "8"]
+    observations = projection.trajectory(stored(events)).observations
+    assert [(one.index, one.arguments) for one in observations] == [(0, '{"number":3}'), (1, '{"number":4}')]
 
 
 def test_the_budget_of_seconds_interrupts_a_slow_model(tmp_path: Path) -> None:

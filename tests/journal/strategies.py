@@ -92,7 +92,7 @@ by_kind = {
         evidence=_tuples(evidence),
     ),
     "run.ended": st.builds(events.RunEnded, status=words, seconds=numbers, tokens=counts, calls=counts),
-    "hidden": st.builds(events.ResultsHidden, call_ids=_tuples(words)),
+    "hidden": st.builds(events.ResultsHidden, calls=_tuples(st.integers(0, 300))),
 }
 unknown = st.builds(
     lambda kind, body: events.UnknownEvent(kind=f"x.{kind}", body={**body, "kind": f"x.{kind}", "v": 1}),
