@@ -3,6 +3,11 @@
 A claim that names evidence must find its numbers in those calls or the question. A number that stands alone on one side of a
 true equation whose other numbers are grounded follows from them and counts as found; so do the parts of a true equation whose
 value is grounded (``20*47 + 3*47 = 1081``) and constants such as 60 or 100 in a true equation.
+
+An answer's text that states numbers needs at least one that comes from a result, or follows from one; numbers that repeat the
+question or a call's arguments answer nothing alone. Sentences that decline (*could not*, *cannot*, *unable*) may repeat them.
+
+A claim that names evidence must find its names in those calls; a name of the question will do where no other call has it.
 """
 
 import re
@@ -13,13 +18,15 @@ from attrs import frozen
 from k2core.interfaces import Answer, Finding, Trajectory, Verdict
 from k2core_verifiers.common_words import MONTHS
 from k2core_verifiers.equations import Equation, find_equations
-from k2core_verifiers.names import find_names, is_english, is_near_miss
+from k2core_verifiers.names import Name, find_names, is_english, is_near_miss
 from k2core_verifiers.quantities import Number, find_number_words, find_numbers
-from k2core_verifiers.sources import Source, events_with_name, events_with_number, sources_of
+from k2core_verifiers.sources import Source, events_with_name, events_with_number, is_in_a_result, sources_of
 
 _LIST_MARK = re.compile(r"(?m)^\s*\(?\d{1,2}[.)](?=\s)")
 _CALL_MARK = re.compile(r"\b(?:calls?|call numbers?|evidence)\s*:?\s*\[?#?\d+(?:(?:,| and|, and)\s*\d+)*\]?", re.I)
 _STATED_WORD = re.compile(r"\b(?:is|are|was|were|equals|=)\s+$", re.I)
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
+_DECLINES = re.compile(r"\b(?:could ?n[o'’]t|can ?no?['’]?t|unable|not able)\b", re.I)
 _CONVERSIONS = frozenset(Fraction(value) for value in (0, 1, 2, 4, 7, 10, 12, 24, 60, 100, 365, 1000, 3600, 1000000))
 
 
@@ -33,7 +40,7 @@ class GroundingVerifier:
         """One finding per number and name, with the events it was found in.
 
         Hints: ``number 1082 is in no result``, ``number 1082 is not in call 0``, ``name Kenia is in no result``,
-        ``call 7 does not exist``.
+        ``name Kenya is not in call 1``, ``call 7 does not exist``.
         """
         sources = sources_of(trajectory)
         calls = frozenset(one.index for one in trajectory.observations)
@@ -70,7 +77,9 @@ class GroundingVerifier:
         findings = []
         holding = [equation for equation in find_equations(text) if equation.status == "supported"]
         splits = [one for one in holding if all(events_with_number(number, own) for number in find_numbers(one.stated))]
-        for number in _numbers(text, calls):
+        numbers = _numbers(text, calls)
+        repeats = claim is None and not any(is_in_a_result(one, sources) or one.value in from_results for one in numbers)
+        for number in numbers:
             events = events_with_number(number, own) or derived.get(number.value, ())
             is_found = bool(events) or number.value in derived or _is_inside(number, splits)
             is_found = is_found or (number.value in _CONVERSIONS and _is_inside(number, holding))

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from k2core.interfaces import Observation, Trajectory
 from k2core_verifiers.names import Name, is_named, normalise
@@ -24,6 +24,7 @@ class Source:
         raw: the text; a call's arguments and its result, one after the other.
         words: the same for comparing names.
         values: every value in it.
+        results: the values that stand in the call's result; none for the question.
     """
 
     event: int
@@ -31,6 +32,7 @@ class Source:
     raw: str
     words: str
     values: frozenset[Fraction]
+    results: frozenset[Fraction] = frozenset()
 
 
 def sources_of(trajectory: Trajectory) -> list[Source]:
@@ -38,13 +40,19 @@ def sources_of(trajectory: Trajectory) -> list[Source]:
     sources = [_source(trajectory.question_event, None, trajectory.question)]
     for one in trajectory.observations:
         if one.ok and not one.text.startswith("error: ") and one.tool not in CONTROL_TOOLS:
-            sources.append(_source(one.event, one.index, f"{one.tool}\n{_argument_texts(one)}\n{one.text}"))
+            source = _source(one.event, one.index, f"{one.tool}\n{_argument_texts(one)}\n{one.text}")
+            sources.append(evolve(source, results=_analysed(one.text)[1]))
     return sources
 
 
 def events_with_number(number: Number, sources: Iterable[Source]) -> tuple[int, ...]:
     """Events of the sources that *number* is found in."""
     return tuple(source.event for source in sources if is_among(number, source.values))
+
+
+def is_in_a_result(number: Number, sources: Iterable[Source]) -> bool:
+    """Whether *number* stands in the result of a call, not only in the question or in arguments."""
+    return any(is_among(number, source.results) for source in sources)
 
 
 def events_with_name(name: Name, sources: Iterable[Source]) -> tuple[int, ...]:

@@ -199,6 +199,7 @@ def test_a_journal_of_a_newer_version_is_one_line(k2: K2, tmp_path: Path) -> Non
 
 def test_ctrl_c_ends_cleanly(environment: Mapping[str, str], k2: K2, tmp_path: Path) -> None:
     """Ctrl-C while the model thinks: exit 130, one line that names the run, and the run ends as cancelled."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits SIGINT as ignored, and passes it on
     for extra in ([], ["--json"]):
         process = subprocess.Popen(
             [sys.executable, "-m", "k2core.cli", "run", "-m", "slow", *extra, "q"],
