@@ -9,10 +9,9 @@ import msgspec
 
 from k2core.errors import ToolError
 from k2core.interfaces import Answer, Claim, Tool
-from k2core.tools import tool
+from k2core.tools import CONTROL_NAMES, tool
 
-ANSWER = "answer"
-NOTE = "note"
+ANSWER, NOTE = CONTROL_NAMES
 
 
 # no docstring: it would become a description in the frozen declaration

@@ -17,7 +17,7 @@ from attrs import define, evolve, field, frozen
 from k2core import hookspecs
 from k2core.errors import PluginError, UnknownName, UsageError
 from k2core.interfaces import ChatModel, ModelProfile, Tool, ToolContext, Verifier
-from k2core.tools import check_tool
+from k2core.tools import CONTROL_NAMES, check_tool
 
 GROUP = "k2core"
 KINDS = {
@@ -66,7 +66,9 @@ class Entry:
             thing: Any = importlib.import_module(module_name)
             for attribute in path.split("."):
                 thing = getattr(thing, attribute)
-        except Exception as error:  # plugin loading is one of the two borders where everything is caught
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # plugin loading is a border where everything is caught, even a SystemExit
             raise PluginError(
                 f"cannot load {self.kind} '{self.name}' of plugin '{self.plugin}' ({self.target}): {_describe(error)}"
             ) from error
@@ -146,7 +148,9 @@ class Plugins:
                         f"it registers {entry.kind} '{entry.name}', which plugin '{other.plugin}' has registered already"
                     )
                 fresh[key] = entry
-        except Exception as error:  # the other border: a plugin's fault becomes a visible record
+        except BaseException as error:  # the other border: a plugin's fault, even a SystemExit, becomes a visible record
+            if isinstance(error, KeyboardInterrupt):
+                raise
             if self._manager.get_plugin(name) is plugin:
                 self._manager.unregister(plugin)
             reason = str(error) if isinstance(error, PluginError) else _describe(error)
@@ -188,7 +192,8 @@ class Plugins:
         Raises:
             UnknownName: no such tool.
             UsageError: a named tool's needs are not met.
-            PluginError: a named tool does not load; without *names* it is left out, logged and listed as failed.
+            PluginError: a named tool does not load, its factory fails or makes a tool of another name; without *names* it is
+                left out, logged and listed as failed.
         """
         chosen = self.entries("tool") if names is None else [self.get("tool", name) for name in dict.fromkeys(names)]
         made = []
@@ -199,8 +204,7 @@ class Plugins:
             if missing:
                 continue
             try:
-                thing = entry.load()
-                made.append(check_tool(thing if isinstance(thing, Tool) else thing(context)))
+                made.append(_make_tool(entry, context))
             except PluginError as error:
                 if names is not None:
                     raise
@@ -208,15 +212,13 @@ class Plugins:
         return made
 
     def verifiers(self) -> list[Verifier]:
-        """Every registered verifier that loads, by name; one that does not is logged and listed as failed."""
+        """Every registered verifier that loads and can be made, by name; any other is logged and listed as failed."""
         loaded: list[Verifier] = []
         for entry in self.entries("verifier"):
             try:
-                thing = entry.load()
+                loaded.append(_make_verifier(entry))
             except PluginError as error:
                 self._failed_late(entry, error)
-            else:
-                loaded.append(thing() if isinstance(thing, type) else thing)
         return loaded
 
     def _failed_late(self, entry: Entry, error: PluginError) -> None:
@@ -251,6 +253,34 @@ class Plugins:
 _FLAGS = {"documents": "docs FOLDER", "data": "store PATH"}
 
 
+def _make_tool(entry: Entry, context: ToolContext) -> Tool:
+    """The tool of an entry, made by its factory where it has one; whatever goes wrong is a `PluginError`."""
+    thing = entry.load()
+    made = check_tool(thing if isinstance(thing, Tool) else _call(entry, thing, context))
+    if made.name != entry.name:
+        raise PluginError(
+            f"plugin '{entry.plugin}' registers tool '{entry.name}', but what it gives is named '{made.name}': "
+            "both names must be the same"
+        )
+    return made
+
+
+def _make_verifier(entry: Entry) -> Verifier:
+    """The verifier of an entry, made where a class was registered; whatever goes wrong is a `PluginError`."""
+    thing = entry.load()
+    made: Verifier = _call(entry, thing) if isinstance(thing, type) else thing
+    return made
+
+
+def _call(entry: Entry, factory: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return factory(*arguments)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # making what a plugin registered belongs to loading it
+        raise PluginError(f"cannot make {entry.kind} '{entry.name}' of plugin '{entry.plugin}': {_describe(error)}") from error
+
+
 def _registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]:
     """The `register` callback that *hook* hands to a plugin."""
     kind = KINDS[hook]
@@ -261,6 +291,11 @@ def _registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]
         chosen = name or getattr(thing, "name", None)
         if not isinstance(chosen, str) or not chosen:
             raise PluginError(f"it registers a {kind} without a name: {thing!r}. Pass name=…")
+        if kind == "tool" and chosen in CONTROL_NAMES:
+            raise PluginError(
+                f"it registers tool '{chosen}', but the names of control tools ({', '.join(CONTROL_NAMES)}) are reserved: "
+                "choose another name"
+            )
         if isinstance(thing, str) and not thing.partition(":")[2]:
             raise PluginError(f"it registers {kind} '{chosen}' as '{thing}', expected 'module:attribute'")
         if not isinstance(thing, str | Tool) and not callable(thing) and kind not in ("backend", "verifier"):

@@ -21,6 +21,7 @@ from k2core.messages import ToolCall
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 RESULT_LIMIT = 16_000  # characters of a result that the model sees
 ERROR_LIMIT = 300  # characters of one error line
+CONTROL_NAMES = ("answer", "note")  # carried out by the agent loop; no plugin may register them
 
 
 @overload

@@ -1,12 +1,13 @@
 """``k2 backends``: what can run models here, or why not."""
 
+from functools import partial
 from typing import Any
 
 import click
 
 from k2core.cli.app import App, Nouns
 from k2core.cli.output import emit, json_option, print_table
-from k2core.cli.plugins import load_backend
+from k2core.cli.plugins import fault, load_backend
 
 
 @click.group(cls=Nouns)
@@ -18,21 +19,12 @@ def backends() -> None:
 @json_option
 @click.pass_obj
 def list_backends(app: App, as_json: bool) -> None:
-    """Every backend: available with its device, or why not."""
-    from k2core.errors import PluginError
-    from k2core.interfaces import Available
-
+    """Every backend: available with its device, or why not; one whose own code fails is shown as failed."""
     found: list[dict[str, Any]] = []
     for entry in app.plugins().entries("backend"):
-        device, detail = "", ""
-        try:
-            probed = load_backend(entry).probe()
-        except PluginError as error:
-            available, detail = False, str(error)
-        else:
-            available = isinstance(probed, Available)
-            device, detail = (probed.device, probed.detail) if isinstance(probed, Available) else ("", probed.reason)
-        found.append({"name": entry.name, "available": available, "device": device, "detail": detail, "plugin": entry.plugin})
+        row: dict[str, Any] = {"name": entry.name, "available": False, "device": "", "detail": "", "plugin": entry.plugin}
+        reason = fault(partial(_probe, entry, row))
+        found.append(row | {"detail": f"failed: {reason}"} if reason else row)
     if as_json:
         emit({"backends": found})
         return
@@ -40,3 +32,13 @@ def list_backends(app: App, as_json: bool) -> None:
         [one["name"], f"yes ({one['device']})" if one["available"] else "no", one["plugin"], one["detail"]] for one in found
     ]
     print_table(("name", "available", "plugin", "detail"), rows, "No backends are registered. See k2 plugins.")
+
+
+def _probe(entry: Any, into: dict[str, Any]) -> None:
+    from k2core.interfaces import Available
+
+    probed = load_backend(entry).probe()
+    if isinstance(probed, Available):
+        into.update(available=True, device=probed.device, detail=probed.detail)
+    else:
+        into.update(detail=probed.reason)

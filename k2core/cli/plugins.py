@@ -59,15 +59,15 @@ def doctor(ctx: click.Context, app: App, as_json: bool) -> None:
     for kind in ("backend", "chat format", "evaluation", "model", "tokenizer", "tool", "verifier"):
         for entry in found.entries(kind):
             note = ""
-            reason = _fault(entry.load) if entry.target is not None else ""
+            reason = fault(entry.load) if entry.target is not None else ""
             if not reason and kind == "tool" and not entry.needs:
-                reason = _fault(partial(found.tools, ToolContext(), [entry.name]))
+                reason = fault(partial(found.tools, ToolContext(), [entry.name]))
             if not reason and kind == "model" and entry.target is None:
                 checkpoint = Path(entry.options["checkpoint"])
                 reason = "" if checkpoint.is_dir() else f"there is no folder {checkpoint}"
             if not reason and kind == "backend":
                 probed: list[Any] = []
-                reason = _fault(partial(_probe, entry, probed))
+                reason = fault(partial(_probe, entry, probed))
                 if probed and isinstance(probed[0], NotAvailable):
                     note = f"not available: {probed[0].reason}"
             checks.append(_check(kind, entry.name, entry.plugin, reason, note))
@@ -98,7 +98,7 @@ def _check(kind: str, name: str, plugin: str, reason: str, note: str = "") -> di
     return {"ok": not reason, "kind": kind, "name": name, "plugin": plugin, "reason": reason, "note": note}
 
 
-def _fault(action: Callable[[], Any]) -> str:
+def fault(action: Callable[[], Any]) -> str:
     """Why *action* fails, empty when it does not."""
     from k2core.errors import K2Error
 
@@ -106,7 +106,7 @@ def _fault(action: Callable[[], Any]) -> str:
         action()
     except K2Error as error:
         return str(error)
-    except Exception as error:  # plugin loading is a border: a stranger's fault becomes a line of the report
+    except (Exception, SystemExit) as error:  # plugin loading is a border: a stranger's fault becomes a line of the report
         return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
     return ""
 

@@ -175,6 +175,13 @@ def fake_evaluation(plugins, request):
     return EvaluationReport(rows=(row,), text=text, json={"rows": [row], "seed": request.seed})
 
 
+class Failing(Here):
+    name = "failing"
+
+    def probe(self):
+        raise OSError("driver\\nis gone")
+
+
 @hookimpl
 def register_tools(register):
     for one in (multiply, loud, raises, hangs, huge, blob):
@@ -190,6 +197,7 @@ def register_verifiers(register):
 def register_backends(register):
     register(Here)
     register(Elsewhere)
+    register(Failing)
 
 
 @hookimpl

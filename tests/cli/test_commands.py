@@ -96,6 +96,15 @@ def test_plugins_that_fail_are_listed_and_the_rest_works(k2: K2) -> None:
     assert k2("tools", "call", "multiply", '{"a": 6, "b": 7}').out == "42\n"
 
 
+def test_a_backend_whose_probe_raises_is_shown_as_failed(k2: K2) -> None:
+    """A probe that raises is one row with the reason; the other backends are listed as ever."""
+    found = {one["name"]: one for one in k2("backends", "--json").json()["backends"]}
+    plain = k2("backends")
+
+    assert found["failing"]["detail"] == "failed: OSError: driver is gone" and not found["failing"]["available"]
+    assert found["here"]["available"] and plain.code == 0 and "failed: OSError: driver is gone" in plain.out
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "result"),
     [

@@ -1,15 +1,18 @@
 """Plugins: found one by one, kept apart when they fail, refused when they repeat a name."""
 
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from attrs import evolve
 from structlog.testing import capture_logs
 
 from k2core import hookimpl, tool
+from k2core.control import control_tools
 from k2core.errors import PluginError, UnknownName, UsageError
 from k2core.interfaces import Tool, ToolContext
 from k2core.plugins import GROUP, Plugins
@@ -172,6 +175,131 @@ def test_what_fails_to_load_late_is_left_out_aloud() -> None:
     assert {entry["event"] for entry in logs} == {"plugin.entry_failed"}
     assert [entry["kind"] for entry in logs] == ["tool", "verifier"]
     assert plugins.reports[0].status == "failed" and "no_such_module" in plugins.reports[0].reason
+
+
+class Exiting:
+    """A plugin whose hook ends the process."""
+
+    @hookimpl
+    def register_tools(self, register: Any) -> None:
+        """Leave."""
+        raise SystemExit(3)
+
+
+def fails(error: BaseException) -> Callable[..., Any]:
+    """Something to call that raises."""
+
+    def call(*arguments: Any) -> Any:
+        raise error
+
+    return call
+
+
+def registering(thing: object, name: str) -> Callable[[Any], None]:
+    """A hook that registers one thing under a name."""
+    return lambda register: register(thing, name=name)
+
+
+def plugin_of(**hooks: Callable[[Any], None]) -> SimpleNamespace:
+    """A plugin with these hooks."""
+    return SimpleNamespace(**{name: hookimpl(hook) for name, hook in hooks.items()})
+
+
+def test_a_hook_that_exits_is_listed() -> None:
+    """A SystemExit inside a hook is that plugin's failure, not the end of the process."""
+    plugins = Plugins()
+    report = plugins.add(Exiting(), name="exiting")
+
+    assert (report.status, report.reason) == ("failed", "SystemExit: 3")
+    assert plugins.add(Shouting(), name="shouting").status == "loaded"
+
+
+def test_a_lazy_module_that_exits_is_a_plugin_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a module that calls sys.exit is one line like any other import failure."""
+    (tmp_path / "exits_when_loaded.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    plugins = Plugins()
+    plugins.add(plugin_of(register_tools=lambda register: register("exits_when_loaded:x", name="x")), name="lazy")
+
+    with pytest.raises(PluginError, match=r"cannot load tool 'x' of plugin 'lazy' .*SystemExit: 3"):
+        plugins.get("tool", "x").load()
+
+
+@pytest.mark.parametrize(
+    ("factory", "reason"),
+    [
+        (fails(RuntimeError("no luck")), "cannot make tool 'broken' of plugin 'late': RuntimeError: no luck"),
+        (fails(SystemExit(3)), "cannot make tool 'broken' of plugin 'late': SystemExit: 3"),
+        (lambda: shout, "cannot make tool 'broken' of plugin 'late': TypeError: "),
+        (lambda context: 42, "Decorate a function with @tool"),
+        (lambda context: shout, "registers tool 'broken', but what it gives is named 'shout'"),
+    ],
+)
+def test_a_factory_that_fails_is_left_out_or_raised_by_name(factory: Callable[..., Any], reason: str) -> None:
+    """Whatever a tool's factory does wrong is a plugin error when asked for, else logged and listed; the others work."""
+
+    def register_tools(register: Any) -> None:
+        register(factory, name="broken")
+        register(shout)
+
+    plugins = Plugins()
+    plugins.add(plugin_of(register_tools=register_tools), name="late")
+
+    with pytest.raises(PluginError) as caught:
+        plugins.tools(ToolContext(), ["broken"])
+    assert reason in str(caught.value)
+    with capture_logs() as logs:
+        assert plugins.tools(ToolContext()) == [shout]
+    assert [entry["event"] for entry in logs] == ["plugin.entry_failed"]
+    assert plugins.reports[0].status == "failed" and reason in plugins.reports[0].reason
+
+
+def test_a_verifier_that_cannot_be_made_is_left_out() -> None:
+    """A verifier whose constructor raises is logged and listed as failed."""
+
+    class Unmade:
+        name = "unmade"
+
+        def __init__(self) -> None:
+            raise RuntimeError("no luck")
+
+    plugins = Plugins()
+    plugins.add(plugin_of(register_verifiers=lambda register: register(Unmade)), name="late")
+    with capture_logs() as logs:
+        assert plugins.verifiers() == []
+
+    assert [entry["kind"] for entry in logs] == ["verifier"]
+    assert plugins.reports[0].reason == "cannot make verifier 'unmade' of plugin 'late': RuntimeError: no luck"
+
+
+@pytest.mark.parametrize("name", [one.name for one in control_tools()])
+def test_names_of_control_tools_are_reserved(name: str) -> None:
+    """A plugin cannot take the place of a tool that the agent loop carries out, by object or by path."""
+    for thing in (evolve(shout, name=name), "no_such_module:thing"):
+        plugins = Plugins()
+        report = plugins.add(plugin_of(register_tools=registering(thing, name)), name="taker")
+        assert report.status == "failed" and f"tool '{name}'" in report.reason and "reserved" in report.reason
+
+
+def test_ctrl_c_is_never_a_plugins_fault() -> None:
+    """KeyboardInterrupt passes through hooks, factories and constructors."""
+    plugins = Plugins()
+    with pytest.raises(KeyboardInterrupt):
+        plugins.add(plugin_of(register_tools=fails(KeyboardInterrupt())), name="hook")
+
+    class Unmade:
+        name = "unmade"
+        __init__ = fails(KeyboardInterrupt())
+
+    hooks = {
+        "register_tools": lambda register: register(fails(KeyboardInterrupt()), name="made"),
+        "register_verifiers": lambda register: register(Unmade),
+    }
+    plugins.add(plugin_of(**hooks), name="late")
+    with pytest.raises(KeyboardInterrupt):
+        plugins.tools(ToolContext())
+    with pytest.raises(KeyboardInterrupt):
+        plugins.verifiers()
 
 
 def test_first_party_plugins_all_load() -> None:
