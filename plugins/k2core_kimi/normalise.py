@@ -37,6 +37,8 @@ def normalise(messages: Sequence[Message]) -> list[Message]:
         if not isinstance(message.role, str) or not message.role:
             raise FormatError(f"message {at} has no role; give one of system, user, assistant, tool")
         if message.role == "assistant":
+            if at and messages[at - 1].role != "assistant":
+                renamer.turn += 1
             is_past = at <= history
             token_ids = None if is_past else message.token_ids
             calls = tuple(renamer.call(call, is_own=token_ids is not None) for call in message.tool_calls)
@@ -57,11 +59,13 @@ class _Open:
     old: str
     new: str
     name: str
+    turn: int
 
 
 @define
 class _Renamer:
     count: int = 0
+    turn: int = 0
     open: list[_Open] = field(factory=list)
     answered: set[str] = field(factory=set)
 
@@ -69,22 +73,27 @@ class _Renamer:
         keep = is_own and native_name(call.id) == call.name
         new = call.id if keep else native_id(call.name, self.count)
         self.count += 1
-        self.open.append(_Open(call.id, new, call.name))
+        self.open.append(_Open(call.id, new, call.name, self.turn))
         return evolve(call, id=new)
 
     def answer(self, message: Message, at: int) -> str:
-        """The new id of the call that a tool message answers; without an id, the first open call, by name where given."""
+        """The new id of the call that a tool message answers.
+
+        Without an id that is the first open call, by name where given. Where several open calls have the id, it is the first
+        one of the latest turn that has any: results come in the order of their calls.
+        """
         wanted = message.tool_call_id
         if wanted is None:
             named = [one for one in self.open if one.name == message.name]
             found = next(iter(named or self.open), None)
         else:
-            found = next((one for one in reversed(self.open) if one.old == wanted), None)
+            same = [one for one in self.open if one.old == wanted]
+            found = next((one for one in same if one.turn == same[-1].turn), None)
         if found is None:
             which = "no tool_call_id" if wanted is None else f"tool_call_id '{wanted}'"
             twice = ", which has its result already" if wanted in self.answered else ""
             known = ", ".join(f"'{one.old}'" for one in self.open[-5:]) or "none"
             raise FormatError(f"message {at} is a tool result with {which}{twice}, but open calls are {known}")
-        self.open.remove(found)
+        self.open = [one for one in self.open if one is not found]
         self.answered.add(found.old)
         return found.new

@@ -122,6 +122,28 @@ class TestWorkedExamples:
 class TestProperties:
     """What holds for every conversation."""
 
+    def test_results_of_a_repeated_id_pair_in_order(self) -> None:
+        """Two calls of one turn with the same id get the two results in order; an unanswered older call does not take part."""
+        twice = (
+            call("facts", '{"entity":"Kenya"}', "functions.facts:0"),
+            call("facts", '{"entity":"Peru"}', "functions.facts:0"),
+        )
+        results = [
+            Message(role="tool", content=name, name="facts", tool_call_id="functions.facts:0") for name in ("Kenya", "Peru")
+        ]
+        asked, turn = Message(role="user", content="Areas?"), Message(role="assistant", tool_calls=twice)
+
+        normal = FORMAT.normalise([asked, turn, *results])
+        assert [(one.content, one.tool_call_id) for one in normal[-2:]] == [
+            ("Kenya", "functions.facts:0"),
+            ("Peru", "functions.facts:1"),
+        ]
+        again = FORMAT.normalise([asked, turn, asked, turn, *results])
+        assert [(one.content, one.tool_call_id) for one in again[-2:]] == [
+            ("Kenya", "functions.facts:2"),
+            ("Peru", "functions.facts:3"),
+        ]
+
     @given(conversations())
     def test_normalise_is_idempotent(self, messages: list[Message]) -> None:
         """Normalising twice changes nothing more, and rendering sees no difference."""
