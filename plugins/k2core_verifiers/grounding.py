@@ -12,8 +12,9 @@ A claim that names evidence must find its names in those calls; a name of the qu
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from k2core.interfaces import Answer, Finding, Trajectory, Verdict
 from k2core_verifiers.common_words import MONTHS
@@ -45,8 +46,9 @@ class GroundingVerifier:
         sources = sources_of(trajectory)
         calls = frozenset(one.index for one in trajectory.observations)
         texts = [answer.text, *(claim.text for claim in answer.claims)]
-        derived = _derived([equation for text in texts for equation in find_equations(text)], sources)
+        derived, from_results = _derived([equation for text in texts for equation in find_equations(text)], sources)
         findings = self._check(answer.text, None, sources, sources, calls, derived, ())
+        findings = _unanswered(findings, _repeats(answer.text, calls, sources, from_results))
         for place, claim in enumerate(answer.claims):
             missing = [index for index in dict.fromkeys(claim.evidence) if index not in calls]
             findings += [
@@ -77,25 +79,21 @@ class GroundingVerifier:
         findings = []
         holding = [equation for equation in find_equations(text) if equation.status == "supported"]
         splits = [one for one in holding if all(events_with_number(number, own) for number in find_numbers(one.stated))]
-        numbers = _numbers(text, calls)
-        repeats = claim is None and not any(is_in_a_result(one, sources) or one.value in from_results for one in numbers)
-        for number in numbers:
+        for number in _numbers(text, calls):
             events = events_with_number(number, own) or derived.get(number.value, ())
             is_found = bool(events) or number.value in derived or _is_inside(number, splits)
             is_found = is_found or (number.value in _CONVERSIONS and _is_inside(number, holding))
-            hint = f"number {number.text} is in no result"
-            if cited and not is_found and events_with_number(number, sources):
-                hint = f"number {number.text} is not in call{'s' if len(cited) > 1 else ''} {', '.join(map(str, cited))}"
+            is_elsewhere = bool(cited and events_with_number(number, sources))
+            hint = f"number {number.text} is {_place(cited if is_elsewhere else ())}"
             findings.append(self._finding(f"number {number.text}", is_found, hint, events, claim))
         english = is_english(text)
         for name in find_names(text):
-            events = events_with_name(name, sources)
-            if not events and name.text.lower() in MONTHS:
-                month = Fraction(MONTHS[name.text.lower()])
-                events = tuple(source.event for source in sources if month in source.values)
+            everywhere = _events_of_name(name, sources)
+            events = _cited_events(name, everywhere, sources, own) if cited else everywhere
             if not events and not name.is_certain and not any(is_near_miss(name, source.words) for source in sources):
                 continue
-            finding = self._finding(f"name {name.text}", bool(events), f"name {name.text} is in no result", events, claim)
+            hint = f"name {name.text} is {_place(cited if everywhere else ())}"
+            finding = self._finding(f"name {name.text}", bool(events), hint, events, claim)
             if events or english or name.kind != "words":
                 findings.append(finding)
             else:
@@ -116,6 +114,49 @@ class GroundingVerifier:
         return Finding(verifier=self.name, subject=f"name {name}", status="unchecked", claim=claim)
 
 
+def _place(cited: tuple[int, ...]) -> str:
+    if not cited:
+        return "in no result"
+    return f"not in call{'s' if len(cited) > 1 else ''} {', '.join(map(str, cited))}"
+
+
+def _events_of_name(name: Name, sources: list[Source]) -> tuple[int, ...]:
+    events = events_with_name(name, sources)
+    if not events and name.text.lower() in MONTHS:
+        month = Fraction(MONTHS[name.text.lower()])
+        events = tuple(source.event for source in sources if month in source.values)
+    return events
+
+
+def _cited_events(name: Name, everywhere: tuple[int, ...], sources: list[Source], own: list[Source]) -> tuple[int, ...]:
+    """Events of the cited calls that have *name*; else the question's, where no other call has it."""
+    events = _events_of_name(name, [source for source in own if source.index is not None])
+    asked = {source.event for source in sources if source.index is None}
+    return events or (everywhere if asked.issuperset(everywhere) else ())
+
+
+def _repeats(text: str, calls: frozenset[int], sources: list[Source], from_results: frozenset[Fraction]) -> frozenset[str]:
+    """Subjects of the numbers of *text* when none comes from a result; sentences that decline may repeat the question."""
+    numbers = _numbers(text, calls)
+    if any(number.value in from_results or is_in_a_result(number, sources) for number in numbers):
+        return frozenset()
+    ends = [0, *(match.end() for match in _SENTENCE_END.finditer(text)), len(text)]
+    declining = [(start, end) for start, end in pairwise(ends) if _DECLINES.search(text, start, end)]
+    return frozenset(
+        f"number {number.text}" for number in numbers if not any(start <= number.start < end for start, end in declining)
+    )
+
+
+def _unanswered(findings: list[Finding], subjects: frozenset[str]) -> list[Finding]:
+    """*findings* with those on *subjects* turned into ``number 47 is in no result``."""
+    return [
+        evolve(finding, status="unsupported", hint=f"{finding.subject} is in no result", events=())
+        if finding.subject in subjects
+        else finding
+        for finding in findings
+    ]
+
+
 def _numbers(text: str, calls: frozenset[int]) -> list[Number]:
     """The numbers that state something: no list marks, no references to existing calls; words where they are the value."""
     blanked = _LIST_MARK.sub(lambda match: " " * len(match[0]), text)
@@ -130,22 +171,31 @@ def _numbers(text: str, calls: frozenset[int]) -> list[Number]:
     return sorted(find_numbers(blanked) + stated, key=lambda number: number.start)
 
 
-def _derived(equations: list[Equation], sources: list[Source]) -> dict[Fraction, tuple[int, ...]]:
-    """Values of true equations whose operands are grounded (or follow from an earlier one), with the operands' events."""
+def _derived(equations: list[Equation], sources: list[Source]) -> tuple[dict[Fraction, tuple[int, ...]], frozenset[Fraction]]:
+    """Values of true equations whose operands are grounded (or follow from an earlier one).
+
+    Returns:
+        Each value with the operands' events, and those values that rest on at least one result.
+    """
     derived: dict[Fraction, tuple[int, ...]] = {}
+    from_results: set[Fraction] = set()
     for equation in equations:
         if equation.status != "supported":
             continue
         events: set[int] = set()
-        for operand in find_numbers(equation.expression):
+        operands = find_numbers(equation.expression)
+        for operand in operands:
             found = events_with_number(operand, sources)
             if not found and operand.value not in derived and operand.value not in _CONVERSIONS:
                 break
             events.update(found or derived.get(operand.value, ()))
         else:
+            rests_on_result = any(one.value in from_results or is_in_a_result(one, sources) for one in operands)
             for stated in find_numbers(equation.stated):
                 derived.setdefault(stated.value, tuple(sorted(events)))
-    return derived
+                if rests_on_result:
+                    from_results.add(stated.value)
+    return derived, frozenset(from_results)
 
 
 def _is_inside(number: Number, equations: list[Equation]) -> bool:

@@ -1,5 +1,6 @@
 """Numbers and names of an answer are found in what was observed, with the event, or named as missing."""
 
+import json
 import statistics
 import time
 
@@ -83,7 +84,7 @@ def test_a_claim_needs_its_numbers_in_its_own_evidence() -> None:
     """A number from another call is named with the calls it is not in; a call that does not exist is named."""
     areas = EPISODES["areas"]
     hints = {
-        (1,): "rejected: number 580367 is not in call 1",
+        (1,): "rejected: number 580367 is not in call 1; name Kenya is not in call 1",
         (0, 9): "rejected: call 9 does not exist",
         (0,): "accepted",
         (): "accepted",
@@ -109,6 +110,86 @@ def test_failures_and_the_models_own_words_ground_nothing() -> None:
     ):
         assert judge("It is 1082.", trajectory).render() == "rejected: number 1082 is in no result"
         assert judge("It lies in Guinea.", trajectory).render() == "rejected: name Guinea is in no result"
+
+
+ASKED = Trajectory(question="What is 23 times 47?", question_event=1)
+
+
+def calculated(expression: str, text: str) -> Trajectory:
+    """The question 23 times 47 after one calculation."""
+    arguments = json.dumps({"expression": expression})
+    one = Observation(event=7, index=0, tool="calculator", arguments=arguments, text=text, ok=not text.startswith("error"))
+    return evolve(ASKED, observations=(one,))
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "text", "rendered"),
+    [
+        (ASKED, "The answer is 47.", "rejected: number 47 is in no result"),
+        (
+            ASKED,
+            "23 times 47 is 1081.",
+            "rejected: number 23 is in no result; number 47 is in no result; number 1081 is in no result",
+        ),
+        (calculated("23*48", "1104"), "The answer is 47.", "rejected: number 47 is in no result"),
+        (calculated("23*48", "1104"), "The answer is 48.", "rejected: number 48 is in no result"),
+        (calculated("23*47", "error: busy"), "The answer is 47.", "rejected: number 47 is in no result"),
+        (calculated("23*47", "1081"), "23 times 47 is 1081.", "accepted"),
+        (calculated("23*47", "1081"), "1081 - 23 = 1058, so 1058.", "accepted"),
+        (calculated("23*47", "1081"), "The answer is 1081 dollars.", "accepted"),
+        (ASKED, "I could not compute 23 times 47.", "accepted"),
+        (calculated("23*47", "error: busy"), "Sorry, I am unable to multiply 23 by 47.", "accepted"),
+        (ASKED, "I couldn't compute it. The answer is 47.", "rejected: number 47 is in no result"),
+        (ASKED, "I could not find the elevation of Mount Zeb.", "rejected: name Mount Zeb is in no result"),
+        (ASKED, "I cannot answer this with my tools.", "accepted"),
+    ],
+)
+def test_an_answer_needs_a_number_from_a_result(trajectory: Trajectory, text: str, rendered: str) -> None:
+    """Numbers of the question or of arguments alone answer nothing, beside a result's number or in a decline they may stand."""
+    assert judge(text, trajectory).render() == rendered
+
+
+@given(asked=st.integers(10, 10**6), result=st.integers(10, 10**6))
+def test_a_repeated_operand_is_no_answer(asked: int, result: int) -> None:
+    """An operand is accepted as the answer exactly if the result has it too, and always beside the result."""
+    trajectory = calculated(f"{asked}+5", str(result))
+    assert judge(f"The answer is {asked}.", trajectory).accepted == (asked == result)
+    assert judge(f"The answer is {result}, for {asked} and 5.", trajectory).accepted
+
+
+def test_what_follows_from_a_result_in_a_claim_answers() -> None:
+    """A text whose number only a claim's true equation over results has is accepted; over the question's numbers it is not."""
+    areas = EPISODES["areas"]
+    assert judge("Together 821405 km2.", areas, Claim(text="580367+241038 = 821405", evidence=(0, 1))).accepted
+    verdict = judge("It is 1081.", ASKED, Claim(text="23*47 = 1081"))
+    assert verdict.render() == "rejected: number 1081 is in no result"
+
+
+def test_a_claim_needs_its_names_in_its_own_evidence() -> None:
+    """A name that only another call has is named with the claim's calls, whether the question has it or not."""
+    areas = EPISODES["areas"]
+    for trajectory in (areas, evolve(areas, question="Which is larger?")):
+        claims = {
+            ("Kenya has 241038 km2", (1,)): "rejected: name Kenya is not in call 1",
+            ("Kenya has 339329 km2", (1, 2)): "rejected: name Kenya is not in calls 1, 2",
+            ("Kenya has 580367 km2", (0,)): "accepted",
+            ("area of Kenya: 580367 km2", (0, 1)): "accepted",
+            ("Kenya has 580367 km2", ()): "accepted",
+            ("Tanzania has 580367 km2", (0,)): "rejected: name Tanzania is in no result",
+        }
+        for (text, evidence), rendered in claims.items():
+            assert judge("Done.", trajectory, Claim(text=text, evidence=evidence)).render() == rendered
+
+
+def test_a_name_of_the_question_supports_a_claim_that_no_other_call_has() -> None:
+    """A calculation names nobody: the question's name is accepted with it, and lower case in a call is the same name."""
+    trajectory = evolve(calculated("23*47", "1081"), question="Ann packs 23 boxes of 47 apples. How many?")
+    assert judge("Ann has 1081 apples.", trajectory, Claim(text="Ann has 23*47 = 1081 apples", evidence=(0,))).accepted
+    lower = Observation(
+        event=7, index=0, tool="facts", arguments='{"attribute":"area","entity":"kenya"}', text="580367 km2", ok=True
+    )
+    kenya = Trajectory(question="How large is Kenya?", question_event=1, observations=(lower,))
+    assert judge("580367 km2.", kenya, Claim(text="area of Kenya: 580367 km2", evidence=(0,))).accepted
 
 
 def test_what_follows_from_a_true_equation_is_grounded_in_its_operands() -> None:
