@@ -82,12 +82,12 @@ def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str,
     """The object of ``k2 run --json``."""
     answer = result.answer
     events = [stored.event for stored in asked.events]
-    returned = {event.call_id: event for event in events if isinstance(event, ToolReturned)}
+    returned = {event.index: event for event in events if isinstance(event, ToolReturned)}
     verdicts = [event for event in events if isinstance(event, VerdictGiven)]
     support = {one.claim: one.events for one in answer.evidence}
     calls = []
     for intent in (event for event in events if isinstance(event, ToolIntent)):
-        back = returned.get(intent.call_id)
+        back = returned.get(intent.index)  # a model may write the same id twice
         calls.append(
             {
                 "id": intent.call_id,

@@ -139,6 +139,13 @@ SCRIPTS = {
         Message(role="assistant", tool_calls=(ToolCall(id="functions.multiply:0", name="multiply", arguments="{a: 1"),)),
         call_turn(1, "answer", claims=[], text="Done."),
     ],
+    "repeats": lambda: [
+        Message(
+            role="assistant",
+            tool_calls=tuple(ToolCall(id="functions.multiply:0", name="multiply", arguments=f'{{"a":2,"b":{b}}}') for b in (3, 5)),
+        ),
+        call_turn(2, "answer", claims=[], text="Done."),
+    ],
     "twice": lambda: [*product(), call_turn(2, "answer", claims=CLAIMS, text="Still 1081.")],
 }
 

@@ -94,6 +94,13 @@ def test_json_is_one_object_with_stable_keys(process: K2) -> None:
     assert found["computed_tokens"] >= found["tokens"] == 16 and found["reasoning_tokens"] == 7
 
 
+def test_a_repeated_call_id_keeps_both_results(k2: K2) -> None:
+    """Two calls that the model gave the same id show each its own result."""
+    calls = k2("run", "-m", "repeats", "--json", "q").json()["calls"]
+
+    assert [(one["index"], one["arguments"].get("b"), one["result"]) for one in calls[:2]] == [(0, 3, "6"), (1, 5, "10")]
+
+
 @pytest.mark.parametrize(
     ("model", "options", "code", "status", "reason"),
     [
