@@ -7,8 +7,8 @@ _FUNCTION_WORDS = """
 a about above according across after again against all almost already also although always am among an and another any anyone
 anything are around as at away back be because been before behind being below beneath beside besides best better between beyond
 both but by can cannot could couldn't did didn't do does doesn't don't done down due during each either else enough even ever
-every everyone everything except exactly few fewer finally first firstly five following for four from further furthermore given goodbye
-had has hasn't have having he hello hence her here hers hi him his how however i i'm i've i'd i'll if in indeed inside instead
+every everyone everything except exactly few fewer finally first firstly five following for four from further furthermore given
+goodbye had has hasn't have having he hello hence her here hers hi him his how however i i'm i've i'd i'll if in indeed inside instead
 into is isn't it it's its itself just last lastly later least less let like likewise many may maybe me meanwhile might mine
 more moreover most much must my near nearly neither never nevertheless next no nobody none nor not note nothing now of off ok
 okay on once one ones only onto or other others otherwise our out outside over overall own per perhaps please rather same
