@@ -9,9 +9,9 @@
     │   └── ConfigError            a setting is wrong; names where it came from
     ├── PluginError                a plugin broke its side of the contract
     ├── Unavailable                exit 5: a backend or a model cannot work here; says why
-    ├── CheckpointError            weights or their configuration are malformed
+    ├── CheckpointError            exit 5: weights or their configuration are malformed
     ├── ShapeError                 two arrays disagree
-    ├── TokenizerError             a vocabulary file is malformed, or a text needs what it lacks
+    ├── TokenizerError             exit 5: a vocabulary file is malformed, or a text needs what it lacks
     ├── FormatError                messages that the chat format cannot render
     ├── ToolError                  told to the model as an observation; raised by tools
     ├── CapacityError              a request that cannot fit, with the numbers
@@ -88,6 +88,8 @@ class ShapeError(K2Error):
 
 class TokenizerError(K2Error):
     """A vocabulary file is malformed, or an id is outside the vocabulary."""
+
+    exit_code = 5
 
 
 class FormatError(K2Error):

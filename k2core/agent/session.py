@@ -164,6 +164,7 @@ def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = 
 
 def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress: Progress | None) -> ChatModel:
     from k2core.engine.engine import EngineModel
+    from k2core.model.config import Geometry
 
     checkpoint = Path(options["checkpoint"])
     backend_entry = plugins.get("backend", choice.backend)
@@ -176,6 +177,7 @@ def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress:
             f"backend '{choice.backend}' is not available: {probed.reason}"
             + (f" Others: {', '.join(others)}." if others else "")
         )
+    Geometry.read(checkpoint)  # a folder that is no checkpoint should be told so, not that it has no vocabulary
     tokenizer = plugins.get("tokenizer", options["tokenizer"]).load()(checkpoint)
     chat_format = plugins.get("chat format", options["chat_format"]).load()(tokenizer)
     loaded = backend.load(checkpoint, device=choice.device, numerics=choice.numerics, progress=progress)

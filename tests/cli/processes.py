@@ -142,7 +142,9 @@ SCRIPTS = {
     "repeats": lambda: [
         Message(
             role="assistant",
-            tool_calls=tuple(ToolCall(id="functions.multiply:0", name="multiply", arguments=f'{{"a":2,"b":{b}}}') for b in (3, 5)),
+            tool_calls=tuple(
+                ToolCall(id="functions.multiply:0", name="multiply", arguments=f'{{"a":2,"b":{b}}}') for b in (3, 5)
+            ),
         ),
         call_turn(2, "answer", claims=[], text="Done."),
     ],

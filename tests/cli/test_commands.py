@@ -273,7 +273,7 @@ def test_wrong_token_ids_are_one_line(arguments: list[str], words: str, k2: K2, 
     """What is no id, or no id of this vocabulary, is named."""
     done = k2("tokens", *arguments, "-m", str(assets / "kimi"))
 
-    assert done.code in (1, 2) and words in done.err and done.err.count("\n") == 1
+    assert done.code in (2, 5) and words in done.err and done.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -311,6 +311,34 @@ def test_formats_there_and_back(k2: K2, assets: Path, tmp_path: Path) -> None:
     for one in parsed:
         assert (one["content"], one["reasoning_content"], one["tool_calls"]) == ("Good day.", "Hm.", [])
         assert one["finish_reason"] == "stop" and len(one["deltas"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (None, "config.json: there is no such file"),
+        ("{", "config.json: it is not valid JSON"),
+        ('{"model_type": "gpt2"}', "only the Kimi K2 / DeepSeek-V3 architecture is supported"),
+    ],
+)
+def test_a_folder_that_is_no_checkpoint_is_told_by_its_config(config: str | None, words: str, k2: K2, tmp_path: Path) -> None:
+    """k2 run on an empty folder or one with a broken configuration names config.json, not the vocabulary; exit 5."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    if config is not None:
+        (folder / "config.json").write_text(config)
+    done = k2("run", "-b", "here", "-m", str(folder), "--json", "q")
+
+    assert done.code == 5 and done.json()["kind"] == "CheckpointError" and words in done.json()["error"]
+    assert str(folder / "config.json") in done.err and done.err.count("\n") == 1
+
+
+def test_a_folder_without_a_vocabulary_is_no_model(k2: K2, assets: Path, tmp_path: Path) -> None:
+    """A checkpoint whose tokenizer files are missing leaves with 5 like any other model that cannot be had."""
+    (tmp_path / "config.json").write_bytes((assets / "kimi" / "config.json").read_bytes())
+    done = k2("run", "-b", "here", "-m", str(tmp_path), "--json", "q")
+
+    assert done.code == 5 and done.json()["kind"] == "TokenizerError"
 
 
 def test_checkpoints_are_inspected(k2: K2, assets: Path, tmp_path: Path) -> None:
