@@ -8,7 +8,7 @@ a about above according across after again against all almost already also altho
 anything are around as at away back be because been before behind being below beneath beside besides best better between beyond
 both but by can cannot could couldn't did didn't do does doesn't don't done down due during each either else enough even ever
 every everyone everything except exactly few fewer finally first firstly five following for four from further furthermore given
-goodbye had has hasn't have having he hello hence her here hers hi him his how however i i'm i've i'd i'll if in indeed inside instead
+had has hasn't have having he hello hence her here hers hi him his how however i i'm i've i'd i'll if in indeed inside instead
 into is isn't it it's its itself just last lastly later least less let like likewise many may maybe me meanwhile might mine
 more moreover most much must my near nearly neither never nevertheless next no nobody none nor not note nothing now of off ok
 okay on once one ones only onto or other others otherwise our out outside over overall own per perhaps please rather same
@@ -17,7 +17,7 @@ sure ten than thank thanks that that's the their theirs them then there there's 
 three through throughout thus to today together tomorrow too toward two under unfortunately unless unlike until unto up upon
 us very via was wasn't we well were what whatever when whenever where whereas wherever whether which whichever while who whom
 whose why will with within without won't would yes yesterday yet you you're your yours zero dear mr mrs ms dr prof sir q
-i.e e.g etc vs n/a am pm ad bc ce bce eur usd gbp chf jpy cny inr
+goodbye i.e e.g etc vs n/a am pm ad bc ce bce eur usd gbp chf jpy cny inr
 """
 _ORDINARY_WORDS = """
 add added adding addition additional age altitude amount amounts analysis annual answer answers apparently apple apples approach
