@@ -42,12 +42,12 @@ def decode(tokenizer: KimiTokenizer, ids: Any, control: bool = True) -> dict[str
 
 
 def render(chat_format: KimiChatFormat, data: Any) -> dict[str, Any]:
-    """``{"text", "ids", "count"}`` of ``{"messages": [...], "tools": [...], "generate": true}``.
+    """``{"text", "ids", "count"}`` of ``{"messages": [...], "tools": [...], "generate": true}``, or of the messages alone.
 
     Raises:
         FormatError: the data has another shape, or the conversation cannot be rendered; names the message.
     """
-    data = _fields(data, "messages", "tools", "generate")
+    data = _fields({"messages": data} if isinstance(data, list) else data, "messages", "tools", "generate")
     raw = _list(data.get("messages"), "messages")
     messages = [message_from_json(one, f"messages[{at}]") for at, one in enumerate(raw)]
     tools = _list([] if data.get("tools") is None else data["tools"], "tools")
@@ -61,7 +61,7 @@ def parse(chat_format: KimiChatFormat, data: Any) -> dict[str, Any]:
 
     Args:
         chat_format: of the model.
-        data: ``{"chunks": [...]}``; also ``next_call_index``, ``tools`` (declarations or names) and ``thinking`` (the prompt
+        data: ``{"chunks": [...]}``, or the list of chunks alone; also ``next_call_index``, ``tools`` (declarations or names) and ``thinking`` (the prompt
             ends in ``<think>``).
 
     Returns:
@@ -72,7 +72,7 @@ def parse(chat_format: KimiChatFormat, data: Any) -> dict[str, Any]:
         FormatError: the data has another shape.
         TokenizerError: an id is outside the vocabulary.
     """
-    data = _fields(data, "chunks", "next_call_index", "tools", "thinking")
+    data = _fields({"chunks": data} if isinstance(data, list) else data, "chunks", "next_call_index", "tools", "thinking")
     chunks = _list(data.get("chunks"), "chunks")
     start = data.get("next_call_index", 0)
     if not isinstance(start, int) or isinstance(start, bool) or start < 0:

@@ -280,7 +280,7 @@ def test_wrong_token_ids_are_one_line(arguments: list[str], words: str, k2: K2, 
     ("command", "text", "words"),
     [
         ("render", "{", "cannot read standard input as JSON"),
-        ("render", "[]", "expected an object with 'messages'"),
+        ("render", "5", "expected an object with 'messages'"),
         ("render", '{"messages": [{"content": "x"}]}', "messages[0] has no 'role'"),
         ("render", '{"mesages": []}', "Did you mean 'messages'?"),
         ("parse", '{"chunks": [[true]]}', "chunks[0][0] is True, expected a token id"),

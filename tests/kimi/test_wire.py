@@ -80,6 +80,15 @@ def test_parse_ids() -> None:
     assert len(result["deltas"]) == 3 and result["deltas"][1] == []
 
 
+def test_a_bare_list_is_shorthand() -> None:
+    """A list alone stands for the object with only messages, or only chunks."""
+    messages = [{"role": "user", "content": "Hi"}]
+
+    assert wire.render(FORMAT, messages) == wire.render(FORMAT, {"messages": messages})
+    for chunks in (TURN, [ids_of("".join(TURN), control=True)]):
+        assert wire.parse(FORMAT, chunks) == wire.parse(FORMAT, {"chunks": chunks})
+
+
 def test_parse_options() -> None:
     """Further keys: the first call's number, declared tools, an opened think block; what is left comes flushed."""
     data = {"chunks": ["R</think><|tool_call_begin|>0<|tool_call_argument_begin|>"], "thinking": True}
@@ -90,7 +99,9 @@ def test_parse_options() -> None:
 
 
 BAD: list[tuple[str, Any, str]] = [
-    ("render", [], "expected an object with 'messages'"),
+    ("render", "x", "expected an object with 'messages'"),
+    ("render", [5], r"messages\[0\] is int"),
+    ("parse", [5], r"chunks\[0\]"),
     ("render", {}, "no key 'messages'"),
     ("render", {"messages": {}}, "'messages' is dict, expected a list"),
     ("render", {"messages": [], "tool": []}, "Did you mean 'tools'"),
