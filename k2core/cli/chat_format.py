@@ -23,7 +23,7 @@ def render(app: App, file: str | None, model: str | None, as_json: bool) -> None
     """A conversation as a prompt: {"text": …, "ids": […], "count": n}.
 
     FILE (or standard input) holds {"messages": […], "tools": […], "generate": true} in OpenAI's form, with
-    "reasoning_content" beside "content".
+    "reasoning_content" beside "content"; a list alone is taken for the messages.
     """
     _convert(app, "render", file, model)
 
@@ -37,7 +37,8 @@ def parse(app: App, file: str | None, model: str | None, as_json: bool) -> None:
     """A model's turn as "content", "reasoning_content", "tool_calls", and "deltas": one list per chunk.
 
     FILE (or standard input) holds {"chunks": […]}, all texts or all lists of token ids, from the first after the assistant's
-    header on; also "next_call_index", "tools" and "thinking" (the prompt ends in <think>).
+    header on; also "next_call_index", "tools" and "thinking" (the prompt ends in <think>). A list
+    alone is taken for the chunks.
     """
     _convert(app, "parse", file, model)
 

@@ -61,8 +61,8 @@ def parse(chat_format: KimiChatFormat, data: Any) -> dict[str, Any]:
 
     Args:
         chat_format: of the model.
-        data: ``{"chunks": [...]}``, or the list of chunks alone; also ``next_call_index``, ``tools`` (declarations or names) and ``thinking`` (the prompt
-            ends in ``<think>``).
+        data: ``{"chunks": [...]}``, or the list of chunks alone; also ``next_call_index``, ``tools`` (declarations or names)
+            and ``thinking`` (the prompt ends in ``<think>``).
 
     Returns:
         ``content``, ``reasoning_content`` (null where the turn has no think tags), ``tool_calls``, ``finish_reason``,
