@@ -16,7 +16,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from k2core.agent.budget import Limits
-from k2core.agent.journal import Journal
+from k2core.agent.journal import Journal, default_path
 from k2core.agent.loop import Agent
 from k2core.control import control_tools
 from k2core.errors import InputError, Unavailable, UnknownName
@@ -137,7 +137,8 @@ def session_tools(plugins: Plugins, choice: Choice) -> list[Any]:
     if choice.documents is not None and not choice.documents.is_dir():
         what = "is not a folder" if choice.documents.exists() else "does not exist"
         raise InputError(f"cannot use '{choice.documents}' as the documents folder: it {what}")
-    return control + plugins.tools(ToolContext(documents=choice.documents), wanted)
+    data = (default_path() if choice.store is None else choice.store).parent
+    return control + plugins.tools(ToolContext(documents=choice.documents, data=data), wanted)
 
 
 def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = None) -> ChatModel:

@@ -119,7 +119,7 @@ def _tool(app: App, name: str, docs: str | None) -> tuple[Any, str]:
     if name not in known:
         raise UnknownName("tool", name, [*known, *control])
     documents: Path | None = settings["docs"]
-    made = session_tools(plugins, Choice(tools=(name,), documents=documents))
+    made = session_tools(plugins, Choice(tools=(name,), documents=documents, store=settings["store"]))
     return next(one for one in made if one.name == name), plugins.get("tool", name).plugin
 
 
