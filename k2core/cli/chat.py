@@ -35,7 +35,7 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
     from k2core.cli import asking
     from k2core.cli.display import Display
     from k2core.cli.screen import stderr_screen
-    from k2core.errors import K2Error
+    from k2core.errors import InputError, K2Error
 
     display = None if as_json else Display(screen=stderr_screen(), reasoning=settings["reasoning"])
     interactive = sys.stdin.isatty() and not as_json
@@ -46,7 +46,17 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
             display.remember(session.agent.journal.events(full))
         if interactive:
             click.echo(f"k2core chat with {identity.get('model', choice.model)}. /help lists commands.", err=True)
-        while (line := _read_line(interactive)) is not None:
+        while True:
+            try:
+                line = _read_line(interactive)
+            except InputError as error:
+                code = error.exit_code
+                if as_json:
+                    emit({"error": str(error), "kind": type(error).__name__, "run": full})
+                print_error(str(error))
+                continue
+            if line is None:
+                break
             if line in ("/exit", "/quit"):
                 break
             if line == "/help":

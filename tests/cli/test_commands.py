@@ -150,6 +150,21 @@ def test_chat_gives_one_object_per_question(k2: K2) -> None:
     assert done.code == 1 and first["kind"] == second["kind"] == "K2Error" and first["run"] == second["run"]
 
 
+def test_a_line_that_is_not_utf8_does_not_end_the_chat(k2: K2) -> None:
+    """A line with other bytes is one error line with the place (an object with --json); the next line is answered."""
+    lines = b"first?\ncaf\xe9?\nsecond?\n"
+    plain, as_json = k2("chat", "-m", "words", stdin=lines), k2("chat", "-m", "words", "--json", stdin=lines)
+
+    assert (plain.code, plain.out) == (0, "Plain words.\nPlain words.\n")
+    assert plain.err.count("byte 4 of the line is not UTF-8") == 1
+    assert [one.get("kind", one.get("answer")) for one in map(json.loads, as_json.out.splitlines())] == [
+        "Plain words.",
+        "InputError",
+        "Plain words.",
+    ]
+    assert k2("chat", "-m", "words", stdin=b"first?\ncaf\xe9?").code == 2
+
+
 def test_runs_are_found_by_beginnings(k2: K2) -> None:
     """runs show takes a full id, an unambiguous beginning, or last; an unknown one is told the nearest."""
     run = k2("run", "-m", "product", "--json", "q").json()["run"]
