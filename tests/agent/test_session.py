@@ -11,7 +11,8 @@ from k2core.plugins import Plugins
 
 def search_of(choice: Choice) -> Tool:
     """The shipped search as a session has it."""
-    return next(one for one in session_tools(Plugins.discover(), choice) if one.name == "search")
+    found: Tool = next(one for one in session_tools(Plugins.discover(), choice) if one.name == "search")
+    return found
 
 
 @pytest.mark.parametrize("is_given", [True, False])
