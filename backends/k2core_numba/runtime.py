@@ -40,11 +40,13 @@ def portable() -> bool:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept; a change of any kernel file, of Numba or of the CPU gives another folder."""
+    """Where compiled kernels are kept; a change of any kernel file, of their place, of Numba or of the CPU gives another."""
     spec = importlib.util.find_spec("k2core_kernels")
     assert spec is not None and spec.submodule_search_locations  # installed with this package
-    digest = hashlib.sha256()
-    for file in sorted(Path(spec.submodule_search_locations[0], "numba").glob("*.py")):
+    # Numba files its cache by the path of the source too: two installations must not take each other's folder for complete
+    place = Path(spec.submodule_search_locations[0], "numba").resolve()
+    digest = hashlib.sha256(f"{place}\0".encode())
+    for file in sorted(place.glob("*.py")):
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     digest.update(f"{numba.__version__} {binding.get_host_cpu_name()} {portable()} ".encode())
     digest.update(binding.get_host_cpu_features().flatten().encode())
