@@ -90,4 +90,4 @@ def register_verifiers(register: Register) -> None:
 
 @hookspec
 def register_evaluations(register: Register) -> None:
-    """Register evaluations for ``k2 eval NAME``: callables ``EvaluationRequest -> EvaluationReport``."""
+    """Register evaluations for ``k2 eval NAME``: callables ``(Plugins, EvaluationRequest) -> EvaluationReport``."""

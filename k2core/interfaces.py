@@ -284,8 +284,13 @@ class ChatFormat(Protocol):
         """
         ...
 
-    def parser(self, *, next_call_index: int = 0) -> TurnParser:
-        """A parser for one turn whose first call should carry index *next_call_index*."""
+    def parser(self, *, next_call_index: int = 0, tools: Sequence[str] = ()) -> TurnParser:
+        """A parser for one turn.
+
+        Args:
+            next_call_index: number that the turn's first call should carry.
+            tools: declared names; a call whose id lost its name is resolved by them.
+        """
         ...
 
 

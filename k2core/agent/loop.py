@@ -425,7 +425,7 @@ class _Work:
         for stored in await self.append(*events):
             yield stored
         known = [one for one in projection.trajectory(self.events).observations if one.ok]
-        lines = [f"I stopped before an answer: {reason}."]
+        lines = [f"I stopped before an answer: {reason.rstrip('.')}."]
         if known:
             lines.append("Known so far:")
             lines += [f"- {one.tool} {one.arguments}: {one.text.splitlines()[0] if one.text else ''}" for one in known[-10:]]

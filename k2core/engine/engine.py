@@ -215,11 +215,12 @@ class EngineModel:
         started = time.perf_counter()
         prompt = self._format.render(job.messages, job.tools)
         calls = sum(len(message.tool_calls) for message in job.messages)
+        names = [str(tool["function"]["name"]) for tool in job.tools]
         generation = Generation(
             model=self._model,
             prefix=self.prefix,
             sampler=job.sampler,
-            parser=self._format.parser(next_call_index=calls),
+            parser=self._format.parser(next_call_index=calls, tools=names),
             stop_ids=frozenset(self._format.stop_ids),
             options=job.options,
             context=self.profile.context,

@@ -69,8 +69,8 @@ class ByteFormat:
             ids += self._frame(message.role, self._body(message))
         return [*ids, CONTROL["<turn>"], *b"assistant\n"] if generate else ids
 
-    def parser(self, *, next_call_index: int = 0) -> "ByteParser":
-        """A parser for one turn."""
+    def parser(self, *, next_call_index: int = 0, tools: Sequence[str] = ()) -> "ByteParser":
+        """A parser for one turn; ids of this format never lose their names."""
         return ByteParser(next_call_index)
 
     def _frame(self, role: str, body: list[int]) -> list[int]:
