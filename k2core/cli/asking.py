@@ -11,6 +11,7 @@ from attrs import define, field
 from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
 from k2core.cli.display import Display
+from k2core.cli.output import print_text
 from k2core.config import Value
 from k2core.errors import K2Error
 from k2core.events import Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
@@ -181,3 +182,12 @@ def _parsed(arguments: str) -> Any:
         return json.loads(arguments)
     except (ValueError, RecursionError):
         return arguments  # what the model wrote is no JSON
+
+
+def show_result(display: Display, asked: Asked, result: RunResult, identity: dict[str, str]) -> None:
+    """The answer on stdout; its evidence and its cost on the display."""
+    display.screen.gap()
+    print_text(result.answer.text, bold=True)
+    display.screen.gap()
+    display.answer_details(result.answer)
+    display.screen.block("cost", [(cost_line(asked, result, identity), "dim")], "dim")

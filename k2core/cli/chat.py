@@ -8,7 +8,7 @@ import click
 
 from k2core.cli.app import App
 from k2core.cli.options import choice_of, session_options
-from k2core.cli.output import emit, json_option, print_error, print_text, tools_kept_off_stdout
+from k2core.cli.output import emit, json_option, print_error, tools_kept_off_stdout
 
 HELP = """\
 /help   this
@@ -89,11 +89,7 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
                 if as_json:
                     emit(asking.to_json(asked, result, identity))
                 elif display is not None:
-                    display.screen.gap()
-                    print_text(result.answer.text, bold=True)
-                    display.screen.gap()
-                    display.answer_details(result.answer)
-                    display.screen.block("cost", [(asking.cost_line(asked, result, identity), "dim")], "dim")
+                    asking.show_result(display, asked, result, identity)
     if full is not None and not as_json:
         click.echo(f"next      {asking.show_command(full, store)}\n          {asking.continue_command(full, store)}", err=True)
     ctx.exit(0 if interactive else code)

@@ -6,7 +6,7 @@ import click
 
 from k2core.cli.app import App
 from k2core.cli.options import choice_of, read_stdin, session_options
-from k2core.cli.output import emit, json_option, print_error, print_text, tools_kept_off_stdout
+from k2core.cli.output import emit, json_option, print_error, tools_kept_off_stdout
 
 
 @click.command()
@@ -56,11 +56,7 @@ def run(ctx: click.Context, app: App, /, question: tuple[str, ...], as_json: boo
     if as_json:
         emit(asking.to_json(asked, result, identity))
     elif display is not None:
-        display.screen.gap()
-        print_text(result.answer.text, bold=True)
-        display.screen.gap()
-        display.answer_details(result.answer)
-        display.screen.block("cost", [(asking.cost_line(asked, result, identity), "dim")], "dim")
+        asking.show_result(display, asked, result, identity)
         hint = f"{asking.show_command(result.run, store)}\n{asking.continue_command(result.run, store)}"
         display.screen.block("next", [(hint, "dim")], "dim")
     ctx.exit(asking.EXIT_CODES[result.status])

@@ -188,7 +188,7 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
-def survives(folder: Path, content: bytes) -> None:
+def assert_survives(folder: Path, content: bytes) -> None:
     """Opening either fails with one typed line, or every tensor of the file can be read in full."""
     path = folder / f"{os.getpid()}.safetensors"
     path.unlink(missing_ok=True)
@@ -210,7 +210,7 @@ def survives(folder: Path, content: bytes) -> None:
 @given(mutated())
 def test_mutations(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     """300 mutated headers and truncations: a typed error or a readable file, never anything else."""
-    survives(tmp_path_factory.getbasetemp(), content)
+    assert_survives(tmp_path_factory.getbasetemp(), content)
 
 
 @pytest.mark.soak
@@ -218,7 +218,7 @@ def test_mutations(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> 
 @given(mutated())
 def test_mutations_soak(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     """10,000 mutated headers and truncations."""
-    survives(tmp_path_factory.getbasetemp(), content)
+    assert_survives(tmp_path_factory.getbasetemp(), content)
 
 
 def test_every_truncation(tmp_path: Path) -> None:
