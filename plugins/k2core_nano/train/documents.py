@@ -15,14 +15,16 @@ from k2core_nano.train.world import near_miss
 from k2core_specs import load as load_spec
 
 SPEC = load_spec("formats/nano_episode.toml")
-PLAN_ONLY = 0.5
+PLAN_ONLY = 0.5  # share of documents cut after their first call: the plan is the hardest part
+CHAIN_PLAN_ONLY = 0.35  # the same for questions of several look-ups, whose later turns are hard too
 REJECTED = 0.08
 SECOND_TURN = 0.06
 LONGEST = 1200  # tokens of a document; with the prefix it stays inside the window
 _MIX = (
-    *((family, 3.6) for family in arithmetic.FAMILIES),
-    ("fact", 14.0), ("total", 6.0), ("difference", 8.0), ("compare", 9.0),
-    ("decline", 9.0), ("missing", 2.5), ("chat", 1.5), ("copy", 5.0),
+    ("plus", 6.0), ("minus", 6.0), ("times", 5.5), ("divide", 4.5), ("twostep", 4.5), ("percent", 3.0),
+    ("area", 2.0), ("perimeter", 2.0), ("speed", 2.0), ("change", 2.5), ("average", 3.0),
+    ("fact", 10.0), ("total", 10.0), ("difference", 11.0), ("compare", 12.0),
+    ("decline", 6.0), ("missing", 2.5), ("chat", 2.0), ("copy", 5.0),
 )  # fmt: skip
 
 
@@ -338,7 +340,8 @@ def _conversation(rng: random.Random, declared: tuple[str, ...]) -> Document:
         start = len(past)
     builder.user(asked.text)
     turns = solved(asked, rng, start)
-    if rng.random() < PLAN_ONLY and len(turns) > 1:
+    plan_only = CHAIN_PLAN_ONLY if asked.family in ("total", "difference", "compare") else PLAN_ONLY
+    if rng.random() < plan_only and len(turns) > 1:
         turns = turns[:1]
     elif rng.random() < REJECTED:
         turns = with_rejection(rng, turns)

@@ -404,6 +404,7 @@ def main(arguments: list[str] | None = None, geometry: Geometry | None = None) -
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
     torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)  # a sharp softmax leaves tiny probabilities, and arithmetic on denormals halves the speed
     options.out.mkdir(parents=True, exist_ok=True)
     structlog.configure(
         processors=[structlog.processors.TimeStamper("%H:%M:%S"), structlog.processors.JSONRenderer(ensure_ascii=False)],
