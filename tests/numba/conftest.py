@@ -30,6 +30,12 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return write_tiny_checkpoint(tmp_path_factory.mktemp(request.param), seed=11, **overrides)
 
 
+@pytest.fixture(scope="session")
+def folder_of_round_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint of round sizes alone, where one is enough."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("round"), seed=11)
+
+
 @pytest.fixture
 def model(folder: Path) -> Iterator[NumbaModel]:
     """The checkpoint, loaded."""
