@@ -23,7 +23,7 @@ from k2core.interfaces import Claim, Effect, Finding
 from k2core.messages import Delta, FinishReason, Message, ToolCall, Usage
 
 EVENT_FORMAT = 1
-AnswerStatus = Literal["answered", "unverified", "partial", "failed"]
+AnswerStatus = Literal["answered", "declined", "unverified", "partial", "failed"]
 
 
 class Journalled:
@@ -257,7 +257,8 @@ class AnswerGiven(Journalled):
     Attributes:
         text: as the user sees it.
         claims: its statements with the calls named for them.
-        status: ``answered`` (verified), ``unverified``, ``partial`` (a budget ended the work) or ``failed``.
+        status: ``answered`` (verified), ``declined`` (accepted, but it answers nothing), ``unverified``, ``partial`` (a
+            budget ended the work) or ``failed``; the first three are decided by `k2core.verify.outcome`.
         reason: why it is not ``answered``; empty otherwise.
         evidence: for each supported claim the events it rests on.
     """

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from k2core.deadline import DeadlineExceeded, run_with_deadline
+from k2core.events import AnswerStatus
 from k2core.interfaces import Answer, Claim, Finding, Trajectory, Verdict, Verifier
 
 TIMEOUT_S = 10.0
@@ -41,6 +42,28 @@ async def check(
         else:
             findings.extend(verdict.findings)
     return Verdict(findings=tuple(findings)), warnings
+
+
+def outcome(answer: Answer, verdict: Verdict, trajectory: Trajectory) -> tuple[AnswerStatus, str]:
+    """What a final answer amounts to, and why it is not simply ``answered`` (empty where it is).
+
+    - ``unverified``: findings still block it.
+    - ``declined``: it makes no claim, and the verifiers found nothing of its text in a result (what merely repeats the
+      question does not count).
+    - ``answered``: anything else.
+
+    A decline is known by its form, not by its words. Every model is told to say in `answer`, with no claims, that its tools
+    cannot answer a question, so this holds for a model and a language that nobody has listed phrases of; a text with the
+    right result in it stays an answer where the model was too lazy to claim it. The reply to a greeting has the same form
+    and gets the same mark: nothing was answered there either. An answer in plain content is not judged so, since its claims
+    are cut by the framework.
+    """
+    if not verdict.accepted:
+        return "unverified", "; ".join(finding.hint for finding in verdict.blocking)
+    found = (finding.events for finding in verdict.findings if finding.status == "supported")
+    if answer.claims or any(events and trajectory.question_event not in events for events in found):
+        return "answered", ""
+    return "declined", "it claims nothing, and nothing in it comes from a result"
 
 
 def answer_from_text(text: str) -> Answer:

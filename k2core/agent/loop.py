@@ -45,7 +45,7 @@ from k2core.events import (
 from k2core.interfaces import Answer, ChatModel, Effect, GenerateOptions, ToolResult, Verdict, Verifier
 from k2core.messages import ContentDelta, Delta, Message, ReasoningDelta, ToolCall, TurnEnd
 from k2core.tools import Registry
-from k2core.verify import answer_from_text, check
+from k2core.verify import answer_from_text, check, outcome
 
 Part = TypeVar("Part")
 REVISIONS = 2  # a failed check goes back to the model at most this often
@@ -58,7 +58,7 @@ class RunResult:
 
     Attributes:
         run: the run's id in the journal.
-        status: ``answered``, ``unverified``, ``partial`` or ``failed``.
+        status: see `AnswerGiven`.
         answer: the answer's event.
         calls: tool calls of this question.
         tokens: generated tokens of this question.
@@ -398,8 +398,8 @@ class _Work:
                 yield item
 
     async def conclude(self, answer: Answer, verdict: Verdict, *, write_message: bool) -> list[Stored]:
-        """The answer is final: verified, or marked with the reason why it is not."""
-        reason = "" if verdict.accepted else "; ".join(finding.hint for finding in verdict.blocking)
+        """The answer is final: verified, or marked with what it lacks."""
+        status, reason = outcome(answer, verdict, projection.trajectory(self.events))
         evidence: dict[int | None, set[int]] = {}
         for finding in verdict.findings:
             if finding.status == "supported":
@@ -407,7 +407,7 @@ class _Work:
         given = AnswerGiven(
             text=answer.text,
             claims=answer.claims,
-            status="answered" if verdict.accepted else "unverified",
+            status=status,
             reason=reason,
             evidence=tuple(
                 ClaimEvidence(claim=claim, events=tuple(sorted(events)))

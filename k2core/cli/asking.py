@@ -12,12 +12,12 @@ from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
 from k2core.cli.display import Display
 from k2core.cli.output import print_text
-from k2core.config import Value
+from k2core.cli.settings import Value
 from k2core.errors import K2Error
 from k2core.events import Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
 from k2core.plugins import Plugins
 
-EXIT_CODES = {"answered": 0, "partial": 3, "unverified": 4, "failed": 1}
+EXIT_CODES = {"answered": 0, "declined": 6, "partial": 3, "unverified": 4, "failed": 1}
 
 
 @define(kw_only=True)

@@ -37,7 +37,14 @@ _MARKS = {
     "unsupported": ("wrong", "red"),
     "refuted": ("wrong", "red"),
 }
-STATUS_STYLE = {"answered": "green", "unverified": "red", "partial": "yellow", "failed": "red", "cancelled": "yellow"}
+STATUS_STYLE = {
+    "answered": "green",
+    "declined": "yellow",
+    "unverified": "red",
+    "partial": "yellow",
+    "failed": "red",
+    "cancelled": "yellow",
+}
 
 
 @define(kw_only=True)

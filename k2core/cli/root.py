@@ -5,7 +5,7 @@ entry points of the group ``k2core.commands`` (a click command each), loaded one
 that is broken fails alone, and ``k2 plugins`` lists it with the reason.
 
 Exit codes: 0 answered or done, 1 other failures, 2 usage, 3 a budget ended the work with a partial answer, 4 verification
-failed, 5 no model or backend, 130 Ctrl-C.
+failed, 5 no model or backend, 6 the model declined, 130 Ctrl-C.
 """
 
 import sys
@@ -28,7 +28,7 @@ COMMANDS = {  # name: (where it is, what --help says)
     "models": ("k2core.cli.models:models", "List models and inspect checkpoints."),
     "backends": ("k2core.cli.backends:backends", "List what can run models here."),
     "plugins": ("k2core.cli.plugins:plugins", "List plugins and find out what is wrong with them."),
-    "config": ("k2core.cli.settings:config", "Show every setting and where it comes from."),
+    "config": ("k2core.cli.config:config", "Show every setting and where it comes from."),
     "eval": ("k2core.cli.evaluate:evaluate", "Evaluate a model."),
     "warmup": ("k2core.cli.warmup:warmup", "Compile the backend's kernels ahead of the first question."),
     "tokens": ("k2core.cli.tokens:tokens", "Text to token ids and back, as JSON."),

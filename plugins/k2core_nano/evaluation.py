@@ -210,9 +210,9 @@ def _advance(policy: Any, returned: Returned | None) -> tuple[Step, bool]:
 
 def _count(tally: Tally, question: Question, result: RunResult, compared: Compared) -> None:
     text = result.answer.text
-    finished = result.status in ("answered", "unverified")
-    right = result.status == "answered" and question.right(text)
-    declined = finished and not right and not result.answer.claims and result.calls <= 1
+    finished = result.status in ("answered", "declined", "unverified")
+    right = result.status in ("answered", "declined") and question.right(text)  # a decline is right where nothing else is
+    declined = result.status == "declined" and not right
     tally.asked += 1
     tally.right += right
     tally.declined += declined

@@ -175,6 +175,43 @@ def test_plain_content_is_an_answer_too(tmp_path: Path) -> None:
     assert "history rule drops its reasoning" in of_kind(events, Warned)[0].text
 
 
+@pytest.mark.parametrize(
+    ("text", "claims", "status"),
+    [
+        ("I cannot answer this with my tools.", [], "declined"),
+        ("I could not find twice 21.", [], "declined"),
+        ("It is 42.", [], "answered"),
+        ("Twice 21 is that.", [{"evidence": [0], "text": "Twice 21"}], "answered"),
+    ],
+)
+def test_an_answer_that_answers_nothing_is_marked_as_declined(
+    text: str, claims: list[Any], status: str, tmp_path: Path
+) -> None:
+    """Accepted, but no claim, and no finding of its text in a result alone: declined, in the answer and in the run's end."""
+
+    class Words:
+        name = "words"
+
+        def verify(self, answer: Answer, trajectory: Trajectory) -> Verdict:
+            places = [
+                (trajectory.question_event, trajectory.question),
+                *((one.event, one.text) for one in trajectory.observations),
+            ]
+            findings = []
+            for word in answer.text.rstrip(".").split():
+                events = tuple(event for event, said in places if word in said.rstrip("?").split())
+                findings.append(
+                    Finding(verifier=self.name, subject=word, status="supported" if events else "unchecked", events=events)
+                )
+            return Verdict(findings=tuple(findings))
+
+    answer = calling("answer", {"claims": claims, "text": text}, 1)
+    result, events = ask(agent_of(tmp_path, [calling("double", {"number": 21}, 0), answer], verifiers=[Words()]))
+
+    assert (result.status, events[-1].status) == (status, status)
+    assert bool(result.answer.reason) == (status == "declined")
+
+
 def stored(events: Sequence[Any]) -> list[Stored]:
     """Events with numbers, as a journal returns them."""
     return [Stored(run="r", sequence=place + 1, time="", event=event) for place, event in enumerate(events)]

@@ -105,7 +105,7 @@ def wrong(first=1):
 def bad(name, **arguments):
     return [
         call_turn(0, name, **arguments),
-        call_turn(1, "answer", claims=[], text="Done."),
+        call_turn(1, "answer", claims=[{"evidence": [], "text": "Done."}], text="Done."),
     ]
 
 
@@ -127,6 +127,7 @@ SCRIPTS = {
         call_turn(0, "loud", reasoning=EVIL, text=EVIL),
         call_turn(1, "answer", claims=[{"evidence": [0], "text": EVIL}], text=EVIL),
     ],
+    "declines": lambda: [call_turn(0, "answer", claims=[], text="I cannot answer this with my tools.")],
     "words": lambda: [Message(role="assistant", content="Plain words.")] * 5,
     "endless": lambda: [call_turn(n, "multiply", reasoning="Again.", a=n, b=n) for n in range(60)],
     "raises": lambda: bad("raises", kind="error"),
@@ -137,7 +138,7 @@ SCRIPTS = {
     "bytes": lambda: bad("blob", text=False),
     "garbled": lambda: [
         Message(role="assistant", tool_calls=(ToolCall(id="functions.multiply:0", name="multiply", arguments="{a: 1"),)),
-        call_turn(1, "answer", claims=[], text="Done."),
+        call_turn(1, "answer", claims=[{"evidence": [], "text": "Done."}], text="Done."),
     ],
     "repeats": lambda: [
         Message(
@@ -146,7 +147,7 @@ SCRIPTS = {
                 ToolCall(id="functions.multiply:0", name="multiply", arguments=f'{{"a":2,"b":{b}}}') for b in (3, 5)
             ),
         ),
-        call_turn(2, "answer", claims=[], text="Done."),
+        call_turn(2, "answer", claims=[{"evidence": [], "text": "Done."}], text="Done."),
     ],
     "twice": lambda: [*product(), call_turn(2, "answer", claims=CLAIMS, text="Still 1081.")],
 }

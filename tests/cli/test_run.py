@@ -108,11 +108,12 @@ def test_a_repeated_call_id_keeps_both_results(k2: K2) -> None:
         ("wrong", [], 4, "unverified", "number 1082 is in no result"),
         ("endless", ["--calls", "3"], 3, "partial", "the budget of 3 calls is used up"),
         ("endless", ["--thinking-tokens", "2"], 3, "partial", "the budget of 2 reasoning tokens is used up"),
+        ("declines", [], 6, "declined", "it claims nothing, and nothing in it comes from a result"),
         ("slow", ["--seconds", "0.3"], 3, "partial", "the budget of 0.3 seconds is used up"),
     ],
 )
 def test_exit_codes_mean_something(model: str, options: list[str], code: int, status: str, reason: str, k2: K2) -> None:
-    """0 answered, 3 a budget ended it, 4 not verified; the object says the same and why."""
+    """0 answered, 3 a budget ended it, 4 not verified, 6 declined; the object says the same and why."""
     done = k2("run", "-m", model, *options, "--json", "q")
 
     assert (done.code, done.json()["status"], done.json()["reason"]) == (code, status, reason)

@@ -87,7 +87,7 @@ by_kind = {
         events.AnswerGiven,
         text=words,
         claims=_tuples(claims),
-        status=st.sampled_from(["answered", "unverified", "partial", "failed"]),
+        status=st.sampled_from(["answered", "declined", "unverified", "partial", "failed"]),
         reason=words,
         evidence=_tuples(evidence),
     ),
