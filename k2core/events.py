@@ -10,7 +10,7 @@ or a version of a kind, that this k2core does not know is kept as `UnknownEvent`
 
 In the order of a run::
 
-    run.started message* (turn plan? (tool.intent tool.result)* note? verdict?)* budget? warning* answer run.ended
+    run.started message* (turn (tool.intent tool.result)* note? verdict?)* budget? warning* answer run.ended
 """
 
 from collections.abc import Mapping
@@ -138,14 +138,6 @@ class TurnEnded(Journalled):
             tool_calls=self.calls,
             token_ids=self.token_ids,
         )
-
-
-@frozen(kw_only=True)
-class PlanMade(Journalled):
-    """The plan, as the model or the framework wrote it."""
-
-    kind: ClassVar[str] = "plan"
-    text: str
 
 
 @frozen(kw_only=True)
@@ -310,7 +302,6 @@ Event = (
     RunStarted
     | MessageAdded
     | TurnEnded
-    | PlanMade
     | ToolIntent
     | ToolReturned
     | NoteKept
@@ -329,7 +320,6 @@ KINDS: Mapping[str, type[Journalled]] = {
         RunStarted,
         MessageAdded,
         TurnEnded,
-        PlanMade,
         ToolIntent,
         ToolReturned,
         NoteKept,

@@ -31,7 +31,6 @@ from k2core.events import (
     Live,
     MessageAdded,
     NoteKept,
-    PlanMade,
     ResultsHidden,
     RunEnded,
     RunStarted,
@@ -244,10 +243,8 @@ class _Work:
         )
         self.budget.spend(end.usage)
         self.tokens += end.usage.completion_tokens
-        first = not any(isinstance(stored.event, TurnEnded) for stored in self.events)
-        plan = [PlanMade(text=turn.reasoning.strip())] if first and turn.reasoning and turn.reasoning.strip() else []
         base = projection.calls_made(self.events)
-        for stored in await self.append(turn, *plan):
+        for stored in await self.append(turn):
             yield stored
         self.messages.append(turn.message())
         if turn.calls:

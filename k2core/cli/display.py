@@ -15,7 +15,6 @@ from k2core.events import (
     Live,
     MessageAdded,
     NoteKept,
-    PlanMade,
     ResultsHidden,
     RunEnded,
     RunStarted,
@@ -64,7 +63,6 @@ class Display:
     _calls: dict[int, str] = field(factory=dict, init=False)  # event of a result -> what was called
     _indices: dict[int, int] = field(factory=dict, init=False)  # event of a result -> the call's number
     _results: dict[int, str] = field(factory=dict, init=False)  # the call's number -> what came back
-    _thought: str = field(default="", init=False)
 
     def show(self, item: Stored | Live) -> None:
         """Show one item of the agent's stream, or of the journal."""
@@ -115,7 +113,7 @@ class Display:
         thinking = (event.reasoning or "").strip()
         if thinking and self.reasoning and not self._streamed:
             self._block(sequence, "think", [(thinking if self.whole else self._cut(thinking, 12), "dim")], "dim")
-        self._thought, self._streamed = thinking, False
+        self._streamed = False
         if self.whole and event.content.strip():
             self._block(sequence, "content", [(event.content.strip(), "")])
         if event.finish_reason in ("length", "cancelled"):
@@ -162,8 +160,6 @@ class Display:
             # the framework's assistant message says what the answer's event says, which follows
             content = one_line(event.content, 60) if event.role == "assistant" else event.content
             self._block(sequence, label, [(content, "" if event.role == "user" else "dim")], "bold")
-        elif isinstance(event, PlanMade) and event.text.strip() != self._thought:
-            self._block(sequence, "plan", [(event.text, "")], "cyan")
         elif isinstance(event, AnswerGiven):
             self._block(sequence, "answer", [(event.text, "bold")], STATUS_STYLE[event.status])
             self.answer_details(event)

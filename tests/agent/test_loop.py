@@ -29,6 +29,7 @@ from k2core.events import (
     ToolIntent,
     ToolReturned,
     TurnEnded,
+    UnknownEvent,
     VerdictGiven,
     Warned,
 )
@@ -111,8 +112,7 @@ def test_a_question_ends_in_a_verified_answer_with_evidence(tmp_path: Path) -> N
     assert events[evidence.events[0] - 1] == of_kind(events, ToolReturned)[0]
     kinds = " ".join(event.kind for event in events)
     assert kinds == (
-        "run.started message message turn plan tool.intent tool.result "
-        "turn tool.intent verdict tool.result message answer run.ended"
+        "run.started message message turn tool.intent tool.result turn tool.intent verdict tool.result message answer run.ended"
     )
     agent.model.assert_complete()  # type: ignore[attr-defined]
 
@@ -353,6 +353,19 @@ def test_a_run_goes_on_with_a_second_question(tmp_path: Path) -> None:
     assert second.run == first.run and second.status == "answered"
     assert [event.index for event in of_kind(events, ToolIntent)] == [0, 1, 2]
     assert [event.text for event in of_kind(events, AnswerGiven)] == ["It is 42.", "Still 42."]
+
+
+def test_a_run_with_events_of_another_version_goes_on(tmp_path: Path) -> None:
+    """An event of a kind that is not known, in the middle of a run, changes nothing of the conversation."""
+    agent = agent_of(tmp_path, [calling("double", {"number": 21}, 0), answering("It is 42.", 1, [0]), answering("42.", 2, [0])])
+    first, events = ask(agent)
+    before = projection.messages(stored(events))
+    plan = UnknownEvent(kind="plan", body={"v": 1, "kind": "plan", "text": "double: 21"})
+    asyncio.run(agent.journal.append(first.run, plan))
+    second, events = ask(agent, "Again?", run=first.run)
+
+    assert second.status == "answered" and plan in events
+    assert projection.messages(stored(events))[: len(before)] == before
 
 
 def test_a_rejection_is_no_evidence_for_what_it_rejects(tmp_path: Path) -> None:

@@ -66,7 +66,6 @@ by_kind = {
         finish_reason=st.sampled_from(["stop", "tool_calls", "length", "cancelled"]),
         usage=usages,
     ),
-    "plan": st.builds(events.PlanMade, text=words),
     "tool.intent": st.builds(events.ToolIntent, call_id=words, index=counts, name=words, arguments=words, effect=effects),
     "tool.result": st.builds(
         events.ToolReturned,

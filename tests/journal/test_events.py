@@ -45,6 +45,15 @@ def test_a_newer_version_is_kept(kind, version):
     assert event.to_json() == body
 
 
+def test_a_kind_that_is_gone_is_kept():
+    """A plan, which an earlier k2core stored beside the thinking that it copied, is kept as it is."""
+    body = {"v": 1, "kind": "plan", "text": "Plan times: 23*47."}
+
+    event = events.event_from_json(body)
+
+    assert event == events.UnknownEvent(kind="plan", body=body) and event.to_json() == body
+
+
 def test_unknown_fields_are_ignored():
     """A field that a later k2core added does not stop reading."""
     assert events.event_from_json({"v": 1, "kind": "note", "text": "a", "colour": 3}) == events.NoteKept(text="a")
