@@ -325,14 +325,12 @@ class ModelProfile:
         system: the system text that the model expects; None leaves the agent's own.
         context: tokens of context the agent may fill.
         temperature: recommended temperature.
-        tools: names of the tools the model was taught, None if it takes any; others are still declared.
         description: one line for listings.
     """
 
     context: int
     system: str | None = None
     temperature: float = 1.0
-    tools: tuple[str, ...] | None = None
     description: str = ""
 
 

@@ -119,11 +119,10 @@ class Journal:
             JournalError: they could not be stored; nothing of them is in the file.
         """
         places = await asyncio.wrap_future(self._submit(run, events))
-        return self._stored(run, events, places)
-
-    def append_now(self, run: str, *events: Event) -> list[Stored]:
-        """`append` for code without an event loop; blocks until the events are on disk."""
-        return self._stored(run, events, self._submit(run, events).result())
+        return [
+            Stored(run=run, sequence=sequence, time=moment, event=event)
+            for event, (sequence, moment) in zip(events, places, strict=True)
+        ]
 
     def _submit(self, run: str, events: Sequence[Event]) -> "Future[list[tuple[int, str]]]":
         work = _Append(run=run, bodies=tuple((event.kind, canonical_json(event.to_json())) for event in events))
@@ -136,13 +135,6 @@ class Journal:
                 self._writer.start()
             self._queue.put(work)
         return work.done
-
-    @staticmethod
-    def _stored(run: str, events: Sequence[Event], places: list[tuple[int, str]]) -> list[Stored]:
-        return [
-            Stored(run=run, sequence=sequence, time=moment, event=event)
-            for event, (sequence, moment) in zip(events, places, strict=True)
-        ]
 
     def _write(self) -> None:
         connection: sqlite3.Connection | None = None
@@ -245,11 +237,6 @@ class Journal:
                 "SELECT run, sequence, time, kind, body, hash FROM events WHERE run = ? ORDER BY sequence", (run,)
             ).fetchall()
         return list(verified(run, rows))
-
-    def open_run(self, run: str) -> str:
-        """The full id of a run after checking its whole chain; arguments and errors as `events`."""
-        stored = self.events(run)
-        return stored[0].run
 
     def find_run(self, name: str) -> str:
         """The id that *name* stands for.

@@ -11,7 +11,6 @@ from k2core.events import (
     AnswerGiven,
     MessageAdded,
     ResultsHidden,
-    RunStarted,
     Stored,
     ToolIntent,
     ToolReturned,
@@ -92,11 +91,6 @@ def trajectory(events: Sequence[Stored]) -> Trajectory:
 def calls_made(events: Iterable[Stored]) -> int:
     """Calls of the whole conversation: the IDX of the next one."""
     return sum(len(stored.event.calls) for stored in events if isinstance(stored.event, TurnEnded))
-
-
-def question_of(events: Iterable[Stored]) -> str:
-    """The run's first question."""
-    return next((stored.event.question for stored in events if isinstance(stored.event, RunStarted)), "")
 
 
 def last_answer(events: Iterable[Stored]) -> AnswerGiven | None:

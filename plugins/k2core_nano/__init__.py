@@ -23,7 +23,6 @@ def register_models(register: Any) -> None:
             context=2048,
             system="You are k2core nano. Think, call tools, check what comes back, answer with evidence.",
             temperature=0.0,
-            tools=("answer", "calculator", "facts"),
             description="embedded K2-architecture model: arithmetic and look-ups, with checks",
         ),
     )

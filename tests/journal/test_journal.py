@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from journal.strategies import any_event
+from journal.writing import append
 
 from k2core.agent.journal import Journal
 from k2core.errors import InputError, JournalDamaged, UnknownName
@@ -40,7 +41,7 @@ def test_any_events_round_trip(groups):
     with tempfile.TemporaryDirectory() as folder, Journal.open(Path(folder) / "r.sqlite") as journal:
         run = journal.start_run()
 
-        stored = [one for group in groups for one in journal.append_now(run, *group)]
+        stored = [one for group in groups for one in append(journal, run, *group)]
 
         assert [one.event for one in stored] == [event for group in groups for event in group]
         assert [one.sequence for one in stored] == list(range(1, len(stored) + 1))
@@ -57,7 +58,7 @@ def test_text_that_is_not_unicode_is_kept(text):
     with tempfile.TemporaryDirectory() as folder, Journal.open(Path(folder) / "r.sqlite") as journal:
         run = journal.start_run()
 
-        journal.append_now(run, NoteKept(text=text))
+        append(journal, run, NoteKept(text=text))
 
         assert journal.events(run)[0].event == NoteKept(text=text)
 
@@ -77,7 +78,7 @@ def test_nothing_is_made_before_the_first_append(tmp_path):
         assert journal.runs() == []
         assert not (tmp_path / "a").exists()
 
-        journal.append_now(journal.start_run(), NoteKept(text="x"))
+        append(journal, journal.start_run(), NoteKept(text="x"))
 
         assert (tmp_path / "a" / "b.sqlite").exists()
 
@@ -115,7 +116,7 @@ def test_concurrent_threads_may_share_a_run(journal):
     """Several threads that append to one run leave one intact chain with all their events."""
     run = journal.start_run()
     threads = [
-        threading.Thread(target=lambda name=name: [journal.append_now(run, NoteKept(text=f"{name} {n}")) for n in range(30)])
+        threading.Thread(target=lambda name=name: [append(journal, run, NoteKept(text=f"{name} {n}")) for n in range(30)])
         for name in range(4)
     ]
     for thread in threads:
@@ -131,12 +132,13 @@ def test_concurrent_threads_may_share_a_run(journal):
 
 WRITER = """
 import sys
+from journal.writing import append
 from k2core.agent.journal import Journal
 from k2core.events import NoteKept
 path, run, name, count = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 with Journal.open(path) as journal:
     for number in range(count):
-        stored, = journal.append_now(run, NoteKept(text=f"{name} {number}"))
+        stored, = append(journal, run, NoteKept(text=f"{name} {number}"))
         print(stored.sequence, stored.event.text, flush=True)
 """
 
@@ -178,7 +180,7 @@ def test_a_killed_writer_loses_nothing_acknowledged(tmp_path):
     assert len(lines) >= 40
     assert stored[: len(lines)] == lines
     with Journal.open(path) as journal:
-        assert journal.append_now("run-a", NoteKept(text="on"))[0].sequence == len(stored) + 1
+        assert append(journal, "run-a", NoteKept(text="on"))[0].sequence == len(stored) + 1
 
 
 def test_a_cancelled_append_is_still_stored_whole(journal):
@@ -200,13 +202,13 @@ def test_a_cancelled_append_is_still_stored_whole(journal):
 
 def test_appending_nothing_is_nothing(journal):
     """An empty append returns an empty list."""
-    assert journal.append_now(journal.start_run()) == []
+    assert append(journal, journal.start_run()) == []
 
 
 def test_times_are_utc_with_milliseconds(journal):
     """Times are ISO 8601 in UTC with milliseconds and never go back within a run."""
     run = journal.start_run()
-    times = [journal.append_now(run, note)[0].time for note in notes(5)]
+    times = [append(journal, run, note)[0].time for note in notes(5)]
 
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", one) for one in times)
     assert times == sorted(times)
@@ -218,8 +220,8 @@ def test_summaries_newest_first(journal):
     started = RunStarted(question="What?", model={"model": "nano", "backend": "numba"})
     call = ToolIntent(call_id="functions.a:0", index=0, name="a", arguments="{}")
     turn = TurnEnded(usage=Usage(completion_tokens=7))
-    journal.append_now(first, started, turn, call, turn, call, RunEnded(status="answered", tokens=14, calls=2))
-    journal.append_now(second, RunStarted(question="Why?"), turn)
+    append(journal, first, started, turn, call, turn, call, RunEnded(status="answered", tokens=14, calls=2))
+    append(journal, second, RunStarted(question="Why?"), turn)
 
     newest, oldest = journal.runs()
 
@@ -236,7 +238,7 @@ class TestFindRun:
     def filled(self, journal):
         """Three runs."""
         for run in ("260101-000000-aaaaa", "260101-000000-bbbbb", "260102-000000-ccccc"):
-            journal.append_now(run, NoteKept(text=run))
+            append(journal, run, NoteKept(text=run))
         return journal
 
     @pytest.mark.parametrize("name", ["260102-000000-ccccc", "260102", "260102-0", "last"])
@@ -283,7 +285,7 @@ class TestAppendOnly:
     )
     def test_sqlite_refuses(self, journal, statement):
         """UPDATE, DELETE, REPLACE and a gap are refused by the file itself."""
-        journal.append_now("run", *notes(2))
+        append(journal, "run", *notes(2))
         connection = sqlite3.connect(journal.path)
         try:
             with pytest.raises(sqlite3.IntegrityError, match="append-only"):
@@ -310,7 +312,7 @@ class TestDamage:
     def test_every_byte_of_a_body(self, journal):
         """Flipping any single bit of any byte of a stored body is found at its event."""
         run = "run"
-        journal.append_now(run, NoteKept(text="a"), NoteKept(text="größer ≠ 1"), NoteKept(text="c"))
+        append(journal, run, NoteKept(text="a"), NoteKept(text="größer ≠ 1"), NoteKept(text="c"))
         connection = sqlite3.connect(journal.path)
         (body,) = connection.execute("SELECT body FROM events WHERE sequence = 2").fetchone()
         connection.close()
@@ -340,8 +342,8 @@ class TestDamage:
     )
     def test_other_columns_and_rows(self, journal, statement, run, sequence):
         """A changed time, kind, hash or body, a missing row and a moved row are found where they begin."""
-        journal.append_now("run", *notes(5))
-        journal.append_now("other", NoteKept(text="x"))
+        append(journal, "run", *notes(5))
+        append(journal, "other", NoteKept(text="x"))
         tamper(journal.path, statement)
 
         with pytest.raises(JournalDamaged) as caught:
@@ -351,8 +353,8 @@ class TestDamage:
 
     def test_rows_of_another_run_do_not_fit(self, journal):
         """A row's content moved to another run's same place is found there."""
-        journal.append_now("run", *notes(2))
-        journal.append_now("other", NoteKept(text="x"), NoteKept(text="y"))
+        append(journal, "run", *notes(2))
+        append(journal, "other", NoteKept(text="x"), NoteKept(text="y"))
         tamper(
             journal.path,
             "UPDATE events SET (body, hash) = (SELECT body, hash FROM events WHERE run = 'run' AND sequence = 2) "
@@ -365,7 +367,7 @@ class TestDamage:
 
     def test_a_damaged_run_is_still_listed(self, journal):
         """A run whose rows cannot be read stands in the list as damaged."""
-        journal.append_now("run", RunStarted(question="q"))
+        append(journal, "run", RunStarted(question="q"))
         tamper(journal.path, "UPDATE events SET body = CAST(? AS TEXT)", b"\xff{")
 
         assert [(one.run, one.status) for one in journal.runs()] == [("run", "damaged")]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from journal.writing import append
 
 from k2core.agent.journal import Journal
 from k2core.agent.journal_file import APPLICATION_ID, SCHEMA_VERSION
@@ -24,7 +25,7 @@ def path(tmp_path):
 def written(path, text="kept"):
     """A closed journal with one event."""
     with Journal.open(path) as journal:
-        journal.append_now("run", NoteKept(text=text))
+        append(journal, "run", NoteKept(text=text))
 
 
 def execute(path, statement):
@@ -77,7 +78,7 @@ def test_empty_file_becomes_a_journal(path):
 
     with Journal.open(path) as journal:
         assert journal.runs() == []
-        journal.append_now("run", NoteKept(text="x"))
+        append(journal, "run", NoteKept(text="x"))
         assert len(journal.events("run")) == 1
 
 
@@ -103,7 +104,7 @@ def test_newer_version(path):
         with pytest.raises(JournalVersionError) as reading:
             journal.events("run")
         with pytest.raises(JournalVersionError) as writing:
-            journal.append_now("run", NoteKept(text="x"))
+            append(journal, "run", NoteKept(text="x"))
     with pytest.raises(JournalVersionError) as opening:
         Journal.open(path)
 
@@ -125,14 +126,14 @@ def test_version_and_application_are_in_the_file(path):
 def test_full_disk_keeps_everything_before(path):
     """When the store cannot grow, the append that does not fit fails alone; what was before stays, smaller ones go on."""
     with Journal.open(path, max_bytes=200_000) as journal:
-        journal.append_now("run", NoteKept(text="first"))
+        append(journal, "run", NoteKept(text="first"))
 
         with pytest.raises(JournalError, match="the disk is full") as error:
-            journal.append_now("run", NoteKept(text="small"), NoteKept(text="x" * 300_000))
+            append(journal, "run", NoteKept(text="small"), NoteKept(text="x" * 300_000))
 
         assert one_line(error).startswith(f"cannot write to the journal {path}")
         assert [one.event.text for one in journal.events("run")] == ["first"]
-        assert journal.append_now("run", NoteKept(text="second"))[0].sequence == 2
+        assert append(journal, "run", NoteKept(text="second"))[0].sequence == 2
     assert [one.event.text for one in Journal.open(path).events("run")] == ["first", "second"]
 
 
@@ -153,16 +154,17 @@ def test_in_a_group_only_the_append_that_does_not_fit_fails(path):
 
 LIMITED = """
 import resource, signal, sys
+from journal.writing import append
 from k2core.agent.journal import Journal
 from k2core.errors import JournalError
 from k2core.events import NoteKept
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 with Journal.open(sys.argv[1]) as journal:
-    journal.append_now("run", NoteKept(text="first"))
+    append(journal, "run", NoteKept(text="first"))
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
     try:
         for _ in range(100):
-            journal.append_now("run", NoteKept(text="x" * 10_000))
+            append(journal, "run", NoteKept(text="x" * 10_000))
     except JournalError as error:
         print(error)
 """
@@ -191,14 +193,14 @@ def test_locked_by_another_program(path):
     holder.execute("BEGIN IMMEDIATE")
     with Journal.open(path, busy_timeout_s=0.1) as journal:
         with pytest.raises(JournalError, match="another program holds its lock") as error:
-            journal.append_now("run", NoteKept(text="x"))
+            append(journal, "run", NoteKept(text="x"))
         one_line(error)
         assert len(journal.events("run")) == 1  # reading goes on meanwhile
 
         holder.execute("ROLLBACK")
         holder.close()
 
-        assert journal.append_now("run", NoteKept(text="y"))[0].sequence == 2
+        assert append(journal, "run", NoteKept(text="y"))[0].sequence == 2
 
 
 def test_file_turned_read_only(path, monkeypatch):
@@ -213,7 +215,7 @@ def test_file_turned_read_only(path, monkeypatch):
         monkeypatch.setattr(sqlite3, "connect", read_only)  # file modes mean nothing to root
 
         with pytest.raises(JournalError, match="it is read-only") as error:
-            journal.append_now("run", NoteKept(text="x"))
+            append(journal, "run", NoteKept(text="x"))
 
         one_line(error)
         assert len(journal.events("run")) == 1
@@ -224,7 +226,7 @@ def test_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     journal = Journal.open(tmp_path / "file" / "runs.sqlite")
     with journal, pytest.raises(JournalError, match="cannot make the folder") as error:
-        journal.append_now("run", NoteKept(text="x"))
+        append(journal, "run", NoteKept(text="x"))
 
     one_line(error)
 
@@ -232,7 +234,7 @@ def test_folder_that_cannot_be_made(tmp_path):
 def test_damaged_pages(path):
     """A file whose pages are overwritten is one line, never rows of nonsense."""
     with Journal.open(path) as journal:
-        journal.append_now("run", *[NoteKept(text=f"{n}" * 500) for n in range(100)])
+        append(journal, "run", *[NoteKept(text=f"{n}" * 500) for n in range(100)])
     raw = bytearray(path.read_bytes())
     raw[4096:] = bytes(len(raw) - 4096)
     path.write_bytes(raw)
@@ -246,12 +248,12 @@ def test_damaged_pages(path):
 def test_closed_journal(path):
     """A closed journal refuses to write, still reads, and closes twice."""
     journal = Journal.open(path)
-    journal.append_now("run", NoteKept(text="x"))
+    append(journal, "run", NoteKept(text="x"))
     journal.close()
     journal.close()
 
     with pytest.raises(JournalError, match="it is closed"):
-        journal.append_now("run", NoteKept(text="y"))
+        append(journal, "run", NoteKept(text="y"))
     assert len(journal.events("run")) == 1
 
 
@@ -273,6 +275,6 @@ def test_close_writes_what_waits(path):
 def test_what_json_cannot_say_is_refused(path):
     """An event that JSON has no form for is refused before anything is written."""
     with Journal.open(path) as journal, pytest.raises(FormatError, match="cannot write an event as JSON"):
-        journal.append_now("run", NoteKept(text="x"), UnknownEvent(kind="x", body={"kind": "x", "value": float("nan")}))
+        append(journal, "run", NoteKept(text="x"), UnknownEvent(kind="x", body={"kind": "x", "value": float("nan")}))
 
     assert not path.exists()
