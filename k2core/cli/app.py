@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from k2core.config import Settings
+    from k2core.cli.settings import Settings
     from k2core.plugins import Plugins
 
 
@@ -22,7 +22,7 @@ class App:
     def settings(self, **flags: Any) -> "Settings":
         """Settings in force with *flags* on top; configures logging."""
         from k2core.cli.logs import configure
-        from k2core.config import Settings
+        from k2core.cli.settings import Settings
 
         file = Path(self._file) if self._file else None
         settings = Settings.load({"log_level": self._log_level, **flags}, file=file)

@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from k2core.agent.session import Choice
-    from k2core.config import Settings
+    from k2core.cli.settings import Settings
     from k2core.plugins import Plugins
 
 F = TypeVar("F", bound=Callable[..., Any])

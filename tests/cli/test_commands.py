@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from k2core.agent.budget import Limits
 from k2core.agent.session import Choice
 from k2core.cli.text import arguments_text, clean, cut, one_line, to_json
-from k2core.config import KEYS, Settings
+from k2core.cli.settings import KEYS, Settings
 from k2core.errors import ConfigError
 
 texts = st.text(st.characters(codec=None)) | st.lists(
