@@ -6,9 +6,10 @@ and carries the whole `Message` with its usage. JSON in and out follows the Open
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from k2core.errors import FormatError
 
@@ -104,6 +105,19 @@ class ArgumentsDelta:
 
 
 Delta = ReasoningDelta | ContentDelta | CallStarted | ArgumentsDelta
+
+
+def joined(deltas: Sequence[Delta]) -> list[Delta]:
+    """The same stream with neighbouring texts of one kind (and one call) joined."""
+    out: list[Delta] = []
+    for _, group in groupby(deltas, lambda one: (type(one), getattr(one, "index", None))):
+        first, *rest = group
+        if isinstance(first, CallStarted):
+            out += [first, *rest]
+        else:
+            texts = [one.text for one in rest if not isinstance(one, CallStarted)]
+            out.append(evolve(first, text="".join([first.text, *texts])) if texts else first)
+    return out
 
 
 @frozen(kw_only=True)

@@ -74,6 +74,24 @@ class Entry:
             ) from error
         return thing
 
+    def make(self, *arguments: Any) -> Any:
+        """The thing itself: what a class or a factory makes of *arguments*, or the instance that was registered.
+
+        A `Tool` is taken as it is. A backend or verifier is made where a class was registered, and a tool where a factory was.
+
+        Raises:
+            PluginError: it does not load, or making it fails in whatever way.
+        """
+        thing = self.load()
+        if not isinstance(thing, type) and (self.kind != "tool" or isinstance(thing, Tool)):
+            return thing
+        try:
+            return thing(*arguments)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # making what a plugin registered belongs to loading it
+            raise PluginError(f"cannot make {self.kind} '{self.name}' of plugin '{self.plugin}': {_describe(error)}") from error
+
 
 @frozen(kw_only=True)
 class PluginReport:
@@ -216,7 +234,7 @@ class Plugins:
         loaded: list[Verifier] = []
         for entry in self.entries("verifier"):
             try:
-                loaded.append(_make_verifier(entry))
+                loaded.append(entry.make())
             except PluginError as error:
                 self._failed_late(entry, error)
         return loaded
@@ -254,31 +272,13 @@ _FLAGS = {"documents": "docs FOLDER", "data": "store PATH"}
 
 
 def _make_tool(entry: Entry, context: ToolContext) -> Tool:
-    """The tool of an entry, made by its factory where it has one; whatever goes wrong is a `PluginError`."""
-    thing = entry.load()
-    made = check_tool(thing if isinstance(thing, Tool) else _call(entry, thing, context))
+    made = check_tool(entry.make(context))
     if made.name != entry.name:
         raise PluginError(
             f"plugin '{entry.plugin}' registers tool '{entry.name}', but what it gives is named '{made.name}': "
             "both names must be the same"
         )
     return made
-
-
-def _make_verifier(entry: Entry) -> Verifier:
-    """The verifier of an entry, made where a class was registered; whatever goes wrong is a `PluginError`."""
-    thing = entry.load()
-    made: Verifier = _call(entry, thing) if isinstance(thing, type) else thing
-    return made
-
-
-def _call(entry: Entry, factory: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return factory(*arguments)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # making what a plugin registered belongs to loading it
-        raise PluginError(f"cannot make {entry.kind} '{entry.name}' of plugin '{entry.plugin}': {_describe(error)}") from error
 
 
 def _registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]:

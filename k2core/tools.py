@@ -168,8 +168,7 @@ class Registry:
         try:
             wanted = self.get(call.name)
         except UnknownName as error:
-            line = f"no tool '{error.name}'. Known: {', '.join(error.known)}."
-            raise ToolError(line + (f" Did you mean '{error.nearest}'?" if error.nearest else "")) from error
+            raise ToolError(str(error)) from error
         try:
             arguments = json.loads(call.arguments or "{}")
         except (ValueError, RecursionError) as error:

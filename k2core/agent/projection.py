@@ -6,7 +6,6 @@ missing (the run was cut there) gets an ``error: interrupted`` result, so that w
 
 from collections.abc import Iterable, Sequence
 
-from k2core.control import ANSWER, NOTE
 from k2core.events import (
     AnswerGiven,
     MessageAdded,
@@ -18,6 +17,7 @@ from k2core.events import (
 )
 from k2core.interfaces import Observation, Trajectory
 from k2core.messages import Message, ToolCall
+from k2core.tools import CONTROL_NAMES
 
 HIDDEN = "(hidden)"
 INTERRUPTED = "error: interrupted before a result came back"
@@ -74,7 +74,7 @@ def trajectory(events: Sequence[Stored]) -> Trajectory:
             question_event = stored.sequence
         elif isinstance(event, ToolIntent):
             arguments[event.index] = event.arguments
-        elif isinstance(event, ToolReturned) and event.name not in (ANSWER, NOTE):
+        elif isinstance(event, ToolReturned) and event.name not in CONTROL_NAMES:
             observations.append(
                 Observation(
                     event=stored.sequence,

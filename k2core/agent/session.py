@@ -20,7 +20,7 @@ from k2core.agent.journal import Journal, default_path
 from k2core.agent.loop import Agent
 from k2core.control import control_tools
 from k2core.errors import InputError, Unavailable, UnknownName
-from k2core.interfaces import ChatModel, GenerateOptions, ModelProfile, NotAvailable, Numerics, ToolContext
+from k2core.interfaces import Backend, ChatModel, GenerateOptions, ModelProfile, NotAvailable, Numerics, ToolContext
 from k2core.plugins import Plugins
 from k2core.tools import RESULT_LIMIT, Registry
 
@@ -168,9 +168,7 @@ def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress:
     from k2core.model.config import Geometry
 
     checkpoint = Path(options["checkpoint"])
-    backend_entry = plugins.get("backend", choice.backend)
-    loaded_backend = backend_entry.load()
-    backend = loaded_backend() if isinstance(loaded_backend, type) else loaded_backend
+    backend: Backend = plugins.get("backend", choice.backend).make()
     probed = backend.probe()
     if isinstance(probed, NotAvailable):
         others = [name for name in plugins.names("backend") if name != choice.backend]

@@ -7,7 +7,7 @@ import click
 
 from k2core.cli.app import App, Nouns
 from k2core.cli.output import emit, json_option, print_table
-from k2core.cli.plugins import fault, load_backend
+from k2core.cli.plugins import fault
 
 
 @click.group(cls=Nouns)
@@ -37,7 +37,7 @@ def list_backends(app: App, as_json: bool) -> None:
 def _probe(entry: Any, into: dict[str, Any]) -> None:
     from k2core.interfaces import Available
 
-    probed = load_backend(entry).probe()
+    probed = entry.make().probe()
     if isinstance(probed, Available):
         into.update(available=True, device=probed.device, detail=probed.detail)
     else:

@@ -84,14 +84,8 @@ def doctor(ctx: click.Context, app: App, as_json: bool) -> None:
     ctx.exit(1 if wrong else 0)
 
 
-def load_backend(entry: Any) -> Any:
-    """The backend of an entry, made when a class was registered."""
-    thing = entry.load()
-    return thing() if isinstance(thing, type) else thing
-
-
 def _probe(entry: Any, into: list[Any]) -> None:
-    into.append(load_backend(entry).probe())
+    into.append(entry.make().probe())
 
 
 def _check(kind: str, name: str, plugin: str, reason: str, note: str = "") -> dict[str, Any]:

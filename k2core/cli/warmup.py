@@ -9,7 +9,6 @@ import click
 from k2core.cli.app import App
 from k2core.cli.options import backend_option
 from k2core.cli.output import emit, json_option
-from k2core.cli.plugins import load_backend
 
 
 @click.command()
@@ -24,7 +23,7 @@ def warmup(app: App, backend: str | None, as_json: bool) -> None:
     from k2core.interfaces import NotAvailable
 
     name = app.settings(backend=backend)["backend"]
-    chosen = load_backend(app.plugins().get("backend", name))
+    chosen = app.plugins().get("backend", name).make()
     probed = chosen.probe()
     if isinstance(probed, NotAvailable):
         raise Unavailable(f"backend '{name}' is not available: {probed.reason}")

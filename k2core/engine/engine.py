@@ -22,7 +22,7 @@ from k2core.engine.prefix import PrefixCache
 from k2core.engine.sampler import Sampler
 from k2core.errors import InputError, K2Error
 from k2core.interfaces import ChatFormat, GenerateOptions, LoadedModel, ModelProfile, Tokenizer
-from k2core.messages import ArgumentsDelta, ContentDelta, Delta, Message, ReasoningDelta, TurnEnd
+from k2core.messages import Delta, Message, TurnEnd, joined
 
 # Waking the event loop after every token would make the two threads fight for the interpreter: at 1,000 tokens/s and more
 # a wake-up can cost the worker up to the switch interval of 5 ms.
@@ -53,7 +53,7 @@ class _Job:
 
     def flush(self, *last: TurnEnd | BaseException) -> None:
         """Hand over what is held, then *last*."""
-        self.parts.extend(merged(self._held))
+        self.parts.extend(joined(self._held))
         self.parts.extend(last)
         self._held = []
         with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
@@ -229,35 +229,3 @@ class EngineModel:
             is_cancelled=lambda: job.cancelled,
         )
         return generation.run(prompt, started)
-
-
-def merged(deltas: Sequence[Delta]) -> list[Delta]:
-    """The same stream with neighbouring texts of one kind (and one call) joined."""
-    out: list[Delta] = []
-    texts: list[str] = []  # of the run that out[-1] begins
-
-    def close() -> None:
-        if len(texts) > 1:
-            last, text = out[-1], "".join(texts)
-            if isinstance(last, ArgumentsDelta):
-                out[-1] = ArgumentsDelta(index=last.index, text=text)
-            elif isinstance(last, ReasoningDelta):
-                out[-1] = ReasoningDelta(text=text)
-            else:
-                out[-1] = ContentDelta(text=text)
-        texts.clear()
-
-    for delta in deltas:
-        text = getattr(delta, "text", None)
-        same = bool(texts) and type(delta) is type(out[-1])
-        if same and isinstance(delta, ArgumentsDelta):
-            same = delta.index == getattr(out[-1], "index", None)
-        if same and text is not None:
-            texts.append(text)
-            continue
-        close()
-        out.append(delta)
-        if text is not None:
-            texts.append(text)
-    close()
-    return out

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import define, field
 
-from k2core.messages import ArgumentsDelta, ContentDelta, Delta, FinishReason, Message, ReasoningDelta
+from k2core.messages import Delta, FinishReason, Message, joined
 from k2core_kimi import markers as mark
 from k2core_kimi.tokenizer import KimiTokenizer
 from k2core_kimi.turn import Turn
@@ -115,19 +115,3 @@ class KimiTextParser:
         self._held = ""
         self._turn.finish()
         return joined(self._turn.take()), self._turn.message()
-
-
-def joined(deltas: list[Delta]) -> list[Delta]:
-    """The same stream with neighbouring texts of one kind (and one call) joined."""
-    out: list[Delta] = []
-    for delta in deltas:
-        last = out[-1] if out else None
-        if isinstance(delta, ReasoningDelta) and isinstance(last, ReasoningDelta):
-            out[-1] = ReasoningDelta(text=last.text + delta.text)
-        elif isinstance(delta, ContentDelta) and isinstance(last, ContentDelta):
-            out[-1] = ContentDelta(text=last.text + delta.text)
-        elif isinstance(delta, ArgumentsDelta) and isinstance(last, ArgumentsDelta) and delta.index == last.index:
-            out[-1] = ArgumentsDelta(index=last.index, text=last.text + delta.text)
-        else:
-            out.append(delta)
-    return out

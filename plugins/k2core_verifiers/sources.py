@@ -8,10 +8,9 @@ from functools import lru_cache
 from attrs import evolve, frozen
 
 from k2core.interfaces import Observation, Trajectory
+from k2core.tools import CONTROL_NAMES
 from k2core_verifiers.names import Name, is_named, normalise
 from k2core_verifiers.quantities import Number, is_among, values_in
-
-CONTROL_TOOLS = frozenset(("answer", "note"))  # what the model itself wrote is no evidence
 
 
 @frozen(kw_only=True)
@@ -36,10 +35,13 @@ class Source:
 
 
 def sources_of(trajectory: Trajectory) -> list[Source]:
-    """The question first, then the calls that succeeded, in order; failed calls and control tools ground nothing."""
+    """The question first, then the calls that succeeded, in order.
+
+    Failed calls ground nothing, and control tools neither: what the model itself wrote is no evidence.
+    """
     sources = [_source(trajectory.question_event, None, trajectory.question)]
     for one in trajectory.observations:
-        if one.ok and not one.text.startswith("error: ") and one.tool not in CONTROL_TOOLS:
+        if one.ok and not one.text.startswith("error: ") and one.tool not in CONTROL_NAMES:
             source = _source(one.event, one.index, f"{one.tool}\n{_argument_texts(one)}\n{one.text}")
             sources.append(evolve(source, results=_analysed(one.text)[1]))
     return sources

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import itertools
 import threading
 import time
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2core.engine.engine import EngineModel, merged
+from k2core.engine.engine import EngineModel
 from k2core.errors import CapacityError, FormatError, InputError, K2Error
 from k2core.interfaces import GenerateOptions, ModelProfile
 from k2core.messages import ArgumentsDelta, CallStarted, ContentDelta, Message, ReasoningDelta, TurnEnd
@@ -379,35 +378,3 @@ def test_identity_names_the_weights(tmp_path):
     assert len(prints) == 2
     assert all(one.startswith("sha256:") for one in prints)
     assert unnamed["weights"] == ""
-
-
-deltas = st.lists(
-    st.one_of(
-        st.builds(ReasoningDelta, text=st.text(max_size=3)),
-        st.builds(ContentDelta, text=st.text(max_size=3)),
-        st.builds(ArgumentsDelta, index=st.integers(0, 1), text=st.text(max_size=3)),
-        st.builds(CallStarted, index=st.integers(0, 1), id=st.just("i"), name=st.just("n")),
-    ),
-    max_size=12,
-)
-
-
-def characters(stream):
-    """The stream as single characters with their kind, and call starts."""
-    out = []
-    for one in stream:
-        if isinstance(one, CallStarted):
-            out.append(one)
-        else:
-            out += [(type(one), getattr(one, "index", None), character) for character in one.text]
-    return out
-
-
-@given(deltas)
-def test_merged_deltas_say_the_same(stream):
-    """Joining neighbours changes no character and leaves no two neighbours of a kind."""
-    joined = merged(stream)
-
-    assert characters(joined) == characters(stream)
-    kinds = [(type(one), getattr(one, "index", None)) for one in joined]
-    assert all(left != right or left[0] is CallStarted for left, right in itertools.pairwise(kinds))

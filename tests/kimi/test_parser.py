@@ -12,7 +12,6 @@ from kimi.vocabularies import small
 from k2core.messages import ArgumentsDelta, CallStarted, ContentDelta, Delta, Message, ReasoningDelta, message_from_json
 from k2core_kimi.chat_format import KimiChatFormat
 from k2core_kimi.markers import resolve_call
-from k2core_kimi.parser import joined
 
 FORMAT = KimiChatFormat(small())
 CONTROL = small().control
@@ -347,24 +346,3 @@ class TestByIds:
 def test_call_ids(written: str, tools: tuple[str, ...], expected: tuple[str, str]) -> None:
     """Native ids stay; others are repaired as documented, never dropped."""
     assert resolve_call(written, 5, tools) == expected
-
-
-def test_joined_keeps_order() -> None:
-    """Only neighbours of the same kind and call are joined."""
-    deltas: list[Delta] = [
-        ReasoningDelta(text="a"),
-        ReasoningDelta(text="b"),
-        ContentDelta(text="c"),
-        ReasoningDelta(text="d"),
-        ArgumentsDelta(index=0, text="1"),
-        ArgumentsDelta(index=1, text="2"),
-        ArgumentsDelta(index=1, text="3"),
-    ]
-
-    assert joined(deltas) == [
-        ReasoningDelta(text="ab"),
-        ContentDelta(text="c"),
-        ReasoningDelta(text="d"),
-        ArgumentsDelta(index=0, text="1"),
-        ArgumentsDelta(index=1, text="23"),
-    ]
