@@ -22,8 +22,9 @@ from k2core_kimi.chat_format import KimiChatFormat
 from k2core_kimi.tokenizer import KimiTokenizer
 from k2core_nano import WEIGHTS
 from k2core_nano.evaluation import in_world
-from k2core_nano.train import documents
-from k2core_nano.train.questions import Turn, solved
+from k2core_nano.train.mix import question
+from k2core_nano.train.questions import Question, Turn, solved
+from k2core_nano.train.wire import Builder, prefix
 from k2core_nano.train.world import plain, shown
 from k2core_specs import load
 
@@ -89,15 +90,15 @@ def turn_message(turn: Turn) -> Message:
     return Message(role="assistant", reasoning=turn.step.think, tool_calls=(call,))
 
 
-def document_of(asked: documents.Question, turns: list[Turn], names: tuple[str, ...]) -> list[int]:
+def document_of(asked: Question, turns: list[Turn], names: tuple[str, ...]) -> list[int]:
     """The training document of these turns, prefix included."""
-    builder = documents.Builder()
+    builder = Builder()
     builder.user(asked.text)
     for place, turn in enumerate(turns):
         builder.step(turn.step, turn.index, 1)
         if place + 1 < len(turns):
             builder.result(turn.step.tool, turn.index, turn.result)
-    return documents.prefix(tuple(SPEC["tools"][name] for name in sorted(names))) + builder.ids
+    return prefix(tuple(SPEC["tools"][name] for name in sorted(names))) + builder.ids
 
 
 @given(seed=st.integers(0, 2**32), family=st.sampled_from(FAMILIES))
@@ -105,7 +106,7 @@ def test_the_loop_and_the_chat_format_give_what_the_generator_wrote(
     tmp_path_factory: pytest.TempPathFactory, plugins: Plugins, chat_format: KimiChatFormat, seed: int, family: str
 ) -> None:
     """The oracle's turns, played through the agent over the question's world, render to the training document's ids."""
-    asked = documents.question(random.Random(seed), family)
+    asked = question(random.Random(seed), family)
     turns = solved(asked, random.Random(seed))
     world = asked.tools(random.Random(seed))
     tools = Registry.of([in_world(tool, world) for tool in session_tools(plugins, Choice())])
@@ -130,7 +131,7 @@ def test_the_world_computes_what_the_shipped_calculator_computes(seed: int) -> N
     from k2core_tools.calculator import render
 
     rng = random.Random(seed)
-    asked = documents.question(rng, rng.choice(SPEC["families"]["arithmetic"]))
+    asked = question(rng, rng.choice(SPEC["families"]["arithmetic"]))
     for turn in solved(asked, rng):
         if turn.step.tool == "calculator":
             expression = str(turn.step.arguments["expression"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2core_nano.train import arithmetic, documents, facts, names, phrasing
+from k2core_nano.train import arithmetic, documents, facts, mix, names, phrasing, wire
 from k2core_nano.train.questions import solved
 from k2core_nano.train.tokenizer import CONTROL, load
 from k2core_specs import load as load_spec
@@ -29,7 +29,7 @@ def test_every_text_comes_back(text: str) -> None:
 def test_the_oracle_answers_rightly(seed: int, family: str, level: int | None) -> None:
     """The oracle's last answer is right, or says that tools or checks keep failing where they do."""
     rng = random.Random(seed)
-    question = documents.question(rng, family, level)
+    question = mix.question(rng, family, level)
     assert not re.search(r"[{}<>|]", question.text)
     answer = str(solved(question, rng)[-1].step.arguments["text"])
     gave_up = answer in (SPEC["answers"]["tool_fails"], SPEC["answers"]["check_fails"]) and len(question.faults) >= 4
@@ -53,7 +53,7 @@ def test_documents_follow_the_specification(seed: int, phase: str) -> None:
             check_conversation(document, {tool["function"]["name"] for tool in tools})
 
 
-def check_conversation(document: documents.Document, tools: set[str]) -> None:
+def check_conversation(document: wire.Document, tools: set[str]) -> None:
     """Every weighted run of tokens is an assistant's step; calls are compact sorted JSON of declared tools, numbered from 0."""
     text = load().decode(document.ids)
     assert document.ids[0] == CONTROL["<|im_user|>"] and document.ids[-1] == CONTROL["<|im_end|>"]
@@ -118,9 +118,7 @@ def digits(text: str) -> str:
 def test_declarations_are_short() -> None:
     """The declarations and the system message of the default set take at most 160 tokens, of all seven tools at most 200."""
     sets = SPEC["tool_sets"]
-    lengths = [
-        len(documents.prefix(tuple(SPEC["tools"][tool] for tool in sets[name]))) for name in ("default", "with_documents")
-    ]
+    lengths = [len(wire.prefix(tuple(SPEC["tools"][tool] for tool in sets[name]))) for name in ("default", "with_documents")]
     assert lengths[0] <= 160 and lengths[1] <= 200
 
 

@@ -19,13 +19,14 @@ import torch
 from attrs import frozen
 
 from k2core_nano.train import arithmetic, facts
-from k2core_nano.train.documents import SPEC, Builder, Document, Group, prefix, question
 from k2core_nano.train.geometry import Geometry
+from k2core_nano.train.mix import question
 from k2core_nano.train.model import NanoModel
 from k2core_nano.train.packing import pack
 from k2core_nano.train.quantise import fake_bfloat16, fake_quantise
 from k2core_nano.train.questions import solved
 from k2core_nano.train.tokenizer import CONTROL
+from k2core_nano.train.wire import SPEC, Builder, Document, Group, prefix
 
 FAMILIES = (*arithmetic.FAMILIES, *facts.FAMILIES, "decline", "missing", "chat")
 

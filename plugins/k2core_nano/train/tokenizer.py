@@ -63,8 +63,10 @@ def build(seed: int, documents: int = 60000) -> dict[str, str]:
     Returns:
         File name to content: tiktoken.model and tokenizer_config.json.
     """
-    from k2core_nano.train.documents import SPEC, compact, foreign_tools, question  # the generator encodes with this module
+    from k2core_nano.train.mix import question  # imported here because the generator encodes with this module
     from k2core_nano.train.questions import solved
+    from k2core_nano.train.tool_sets import foreign_tools
+    from k2core_nano.train.wire import SPEC, compact
 
     rng = random.Random(seed)
     own = [

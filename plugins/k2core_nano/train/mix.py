@@ -1,0 +1,77 @@
+"""The mix of question families, and a question of any family."""
+
+import random
+
+from attrs import evolve
+
+from k2core_nano.train import arithmetic, declines, facts
+from k2core_nano.train.questions import Question, solved
+
+_MIX = (
+    ("plus", 6.0), ("minus", 6.0), ("times", 5.5), ("divide", 4.5), ("twostep", 4.5), ("percent", 3.0),
+    ("area", 2.0), ("perimeter", 2.0), ("speed", 2.0), ("change", 2.5), ("average", 3.0),
+    ("fact", 10.0), ("total", 10.0), ("difference", 11.0), ("compare", 12.0),
+    ("decline", 6.0), ("missing", 2.5), ("chat", 2.0), ("copy", 5.0),
+)  # fmt: skip
+_FAMILIES = tuple(family for family, _ in _MIX if family != "copy")
+_WEIGHTS = tuple(weight for family, weight in _MIX if family != "copy")
+COPY_SHARE = dict(_MIX)["copy"] / sum(weight for _, weight in _MIX)  # of the documents of the mix
+
+
+def question(rng: random.Random, family: str, level: int | None = None) -> Question:
+    """A question of any family of the specification ("missing" too: its tool is then taken as not declared).
+
+    Args:
+        level: 0, 1 or 2 for evaluation (see phrasing); None for training. For evaluation, a question
+            whose tools never recover expects the answer that says so.
+
+    Raises:
+        ValueError: no such family.
+    """
+    asked = _question(rng, family, level)
+    if level is None:
+        return asked
+    answer = str(solved(asked, random.Random(0))[-1].step.arguments["text"])
+    return asked if asked.right(answer) else evolve(asked, expected=(), declines=(answer,))
+
+
+def _question(rng: random.Random, family: str, level: int | None) -> Question:
+    if family in arithmetic.FAMILIES:
+        return arithmetic.question(rng, family, level)
+    if family in facts.FAMILIES:
+        return facts.question(rng, family, level)
+    if family in ("decline", "chat"):
+        return declines.question(rng, family, level)
+    if family == "missing":
+        return undeclared(rng, ("answer",), level)
+    raise ValueError(f"no question family {family!r}")
+
+
+def undeclared(rng: random.Random, declared: tuple[str, ...], level: int | None) -> Question:
+    """A question for which a tool is missing from ``declared`` (which must lack calculator, facts or units)."""
+    if "units" not in declared and (rng.random() < 0.25 or {"calculator", "facts"} <= set(declared)):
+        return declines.conversion(rng, level)
+    while True:
+        asked = question(rng, rng.choice((*arithmetic.FAMILIES, *facts.FAMILIES, *facts.FAMILIES)), level)
+        lacking = [tool for tool in asked.needed if tool not in declared]
+        if lacking:
+            return declines.without(asked, lacking[0])
+
+
+def draw_question(rng: random.Random, declared: tuple[str, ...]) -> Question:
+    """A training question of the mix that suits the declared tools: one that they can answer, or one to decline."""
+    family = rng.choices(_FAMILIES, _WEIGHTS)[0]
+    if family == "missing":
+        if {"calculator", "facts", "units"} <= set(declared):
+            family = "decline"
+        else:
+            return undeclared(rng, declared, None)
+    for _ in range(8):
+        asked = question(rng, family)
+        lacking = [tool for tool in asked.needed if tool not in declared]
+        if not lacking:
+            return asked
+        if rng.random() < 0.12:
+            return declines.without(asked, lacking[0])
+        family = rng.choices(_FAMILIES[:-2], _WEIGHTS[:-2])[0]  # neither missing nor chat
+    return declines.without(asked, lacking[0])
