@@ -5,64 +5,26 @@ Values are random even for real countries and elements: the model must copy what
 
 import difflib
 import random
-from collections.abc import Callable, Generator
 from functools import cache
 
-from attrs import frozen
+from attrs import evolve
 
 from k2core_nano.train import arithmetic, names, phrasing
-from k2core_nano.train.fact_wordings import ATTRIBUTES, COMPARE, DIFFERENCE, FACT, MORE, MORE_DIFFERENCE, TOTAL, Attribute
-from k2core_nano.train.oracle import Policy, Returned, Step, Stopped, computed, final, persist, stop
+from k2core_nano.train.fact_policies import policy
+from k2core_nano.train.fact_wordings import ATTRIBUTES, COMPARE, DIFFERENCE, FACT, MORE, MORE_DIFFERENCE, TOTAL
 from k2core_nano.train.questions import Question
 from k2core_nano.train.world import Fact, evaluate, plain
 
 FAMILIES = ("fact", "total", "difference", "compare")
 _SOURCES = (
-    "CIA World Factbook",
-    "CIA World Factbook",
-    "CRC",
-    "CRC",
-    "CRC Handbook",
-    "IUPAC",
-    "Atlas",
-    "Survey",
-    "Census",
-    "UN",
-    "Almanac",
-    "World Bank",
-    "Register",
-    "Yearbook",
-)
+    "CIA World Factbook", "CIA World Factbook", "CRC", "CRC", "CRC Handbook", "IUPAC", "Atlas", "Survey", "Census", "UN",
+    "Almanac", "World Bank", "Register", "Yearbook",
+)  # fmt: skip
 _WITH_ARTICLE = (
-    "Netherlands",
-    "Philippines",
-    "Maldives",
-    "Gambia",
-    "Seychelles",
-    "Solomon Islands",
-    "Comoros",
-    "United Arab Emirates",
-    "United Kingdom",
-    "United States",
-)
+    "Netherlands", "Philippines", "Maldives", "Gambia", "Seychelles", "Solomon Islands", "Comoros", "United Arab Emirates",
+    "United Kingdom", "United States",
+)  # fmt: skip
 _FRAMES = {"fact": FACT, "total": TOTAL, "difference": DIFFERENCE, "compare": COMPARE}
-
-
-@frozen
-class Found:
-    """A looked-up value with the names under which it was found and the thought about it."""
-
-    entity: str
-    attribute: str
-    value: str
-    unit: str
-    index: int
-    think: str
-
-    def claim(self) -> tuple[tuple[int, ...], str]:
-        """The claim this look-up supports."""
-        unit = f" {self.unit}" if self.unit else ""
-        return (self.index,), f"{self.attribute} of {self.entity}: {self.value}{unit}"
 
 
 @cache
@@ -82,7 +44,7 @@ def frames(family: str, attribute: str) -> tuple[str, ...]:
 
 
 def entity(rng: random.Random, kind: str, held_out: bool) -> str:
-    """A name of this kind, real where there are real ones."""
+    """A name of this kind (see Attribute.kinds), mostly real where there are real ones, from one side of the split."""
     if kind == "country" and rng.random() < 0.6:
         return names.listed(rng, names.COUNTRIES, held_out)
     if kind == "element" and rng.random() < 0.75:
@@ -125,55 +87,16 @@ def row(rng: random.Random, name: str, attribute: str) -> Fact:
     return Fact(entity=name, attribute=attribute, value=value, unit=words.unit, source=rng.choice(_SOURCES), year=year)
 
 
-def look_up(name: str, attribute: str, unit: str, think: str, weight: int = 2) -> Generator[Step, Returned, "Found | Stopped"]:
-    """Look a value up; answer errors with a synonym or an obvious spelling, refuse a wrong unit or an impossible sign."""
-    asked, wanted = attribute, name
-    while True:
-        step = Step(think, "facts", {"attribute": attribute, "entity": name}, weight)
-        returned = yield from persist(step, f"{attribute} of {name}")
-        if isinstance(returned, Stopped):
-            return returned
-        weight = 2
-        missing = Stopped("", f"I could not find the {asked} of {wanted}.")
-        text = returned.text
-        if text.startswith("error: no entity"):
-            near = text.partition("Nearest: ")[2].split(", ")[0]
-            if not is_variant(name, near):
-                return Stopped(f"No {name}. Nearest {near} is another name. Stop.", missing.answer)
-            think, name = f"No {name}. Nearest {near} is one letter off. Use {near}.", near
-            continue
-        if text.startswith("error: no attribute"):
-            known = [word for word in text.partition("Known: ")[2].split(", ") if word in ATTRIBUTES[asked].synonyms]
-            if not known:
-                return Stopped(f"No {attribute}. None known is the same. Stop.", missing.answer)
-            think, attribute = f"No {attribute}. Known {known[0]} is the same. Use {known[0]}.", known[0]
-            continue
-        value = text.partition(" [")[0]
-        if not unit:
-            return Found(name, attribute, value, "", returned.index, f"Got {value}.")
-        number, got = value.split(" ")
-        if got != unit:
-            think = f"Got {value}, want {unit}: differ. Ask again: {attribute} of {name}."
-        elif number.startswith("-"):
-            think = f"Got {value}: negative, wrong. Ask again: {attribute} of {name}."
-        else:
-            return Found(name, attribute, number, unit, returned.index, f"Got {value}, want {unit}: same.")
-
-
-def is_variant(name: str, near: str) -> bool:
-    """Whether two names are spellings of one: one letter dropped, added, exchanged, or two neighbours swapped."""
-    left, right = name.lower(), near.lower()
-    if left == right or sorted(left) == sorted(right):
-        return True
-    short, long = sorted((left, right), key=len)
-    if len(long) - len(short) > 1:
-        return False
-    same = next((place for place, letter in enumerate(short) if letter != long[place]), len(short))
-    return short[same + (len(short) == len(long)) :] == long[same + 1 :]
-
-
 def question(rng: random.Random, family: str, level: int | None) -> Question:
-    """One facts question with its world and oracle (families: see FAMILIES; level as in phrasing.phrase)."""
+    """One facts question with its world and oracle.
+
+    Now and then an entity is misspelt, known under a synonym of its attribute, without the attribute, or not there at all; in
+    the last two cases (and where the misspelling is nearest to another name) the right answer is that it was not found.
+
+    Args:
+        family: a name of FAMILIES.
+        level: 0, 1 or 2 with names held out from training, or None for training (see phrasing.phrase).
+    """
     held_out = level is not None
     counted = family != "fact"
     attribute = rng.choice(
@@ -207,15 +130,7 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
         lost = difflib.get_close_matches(asked[0], [fact.entity for fact in world], n=1, cutoff=0.0)[0] != rows[0].entity
     elif odd < 0.13 * chance and words.synonyms:
         place = rng.randrange(count)
-        fact = rows[place]
-        world[place] = Fact(
-            entity=fact.entity,
-            attribute=rng.choice(words.synonyms),
-            value=fact.value,
-            unit=fact.unit,
-            source=fact.source,
-            year=fact.year,
-        )
+        world[place] = evolve(rows[place], attribute=rng.choice(words.synonyms))
     elif odd < 0.16 * chance:
         world[0] = row(rng, rows[0].entity, rng.choice([name for name in ATTRIBUTES if name != attribute]))
         lost = True
@@ -235,7 +150,6 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
     less = family == "compare" and "=less" in template
     text = template.replace("=less", "").format_map(slots)
     text = text[0].upper() + text[1:] if text.startswith("the ") else text
-    policy, expected = _oracle(family, attribute, words, asked, rows, less)
     return Question(
         family=family,
         level=level,
@@ -243,9 +157,9 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
         needed=("facts",) if family == "fact" else ("facts", "calculator"),
         world=tuple(world),
         faults=_faults(rng, family, count, lost),
-        expected=() if lost else expected,
+        expected=() if lost else _expected(family, rows, less),
         declines=(f"I could not find the {attribute} of {asked[0]}.",) if lost else (),
-        policy=policy,
+        policy=policy(family, attribute, asked, less=less),
     )
 
 
@@ -258,7 +172,7 @@ def _compare_frames(attribute: str, count: int) -> tuple[str, ...]:
 def _unlike(rng: random.Random, asked: list[str], kind: str, held_out: bool) -> str:
     while True:
         name = entity(rng, kind, held_out)
-        if all(not is_variant(name, other) for other in asked):
+        if all(not names.is_variant(name, other) for other in asked):
             return name
 
 
@@ -276,71 +190,12 @@ def _faults(rng: random.Random, family: str, count: int, lost: bool) -> tuple[st
     return tuple(planned) + (arithmetic.faults(rng) if family in ("total", "difference") else ())
 
 
-def _oracle(
-    family: str, attribute: str, words: Attribute, asked: list[str], rows: list[Fact], less: bool
-) -> tuple[Callable[[], Policy], tuple[str, ...]]:
-    unit = f" {words.unit}" if words.unit else ""
+def _expected(family: str, rows: list[Fact], less: bool) -> tuple[str, ...]:
+    """What a right answer contains: the value, the result, or the winner and every value."""
     values = [fact.value for fact in rows]
     if family == "fact":
-        expected: tuple[str, ...] = (values[0],)
-    elif family in ("total", "difference"):
-        expected = (plain(evaluate(("+" if family == "total" else "-").join(values))) or "",)
-    else:
-        place = sorted(range(len(values)), key=lambda item: evaluate(values[item]) * (1 if less else -1))[0]
-        expected = (rows[place].entity, *values)
-
-    def one() -> Policy:
-        found = yield from look_up(asked[0], attribute, words.unit, f"Look up {attribute} of {asked[0]}.", 4)
-        if isinstance(found, Stopped):
-            return stop(found)
-        return final(found.think, f"The {attribute} of {found.entity} is {found.value}{unit}.", [found.claim()])
-
-    def several() -> Policy:
-        think, sign = f"Plan {family} of {attribute}. First {asked[0]}.", "+" if family == "total" else "-"
-        found: list[Found] = []
-        for place, name in enumerate(asked):
-            item = yield from look_up(name, attribute, words.unit, think, 2 if place else 4)
-            if isinstance(item, Stopped):
-                return stop(item)
-            found.append(item)
-            expression = sign.join(value.value for value in found)
-            think = f"{item.think} Have {expression}." + (
-                f" Next {asked[place + 1]}." if place + 1 < len(asked) else " Compute."
-            )
-        rest = [value.value for value in found[1:]]
-        inverse = "R" + ("-" if sign == "+" else "+") + ("-" if sign == "+" else "+").join(rest)
-        value = yield from computed(think, expression, inverse, found[0].value, 2)
-        if isinstance(value, Stopped):
-            return stop(value)
-        name = f"total {attribute}" if family == "total" else "difference"
-        claims = [*(item.claim() for item in found), (value.evidence, f"{expression} = {value.text}")]
-        return final(value.think, f"The {name} is {value.text}{unit}.", claims)
-
-    def compare() -> Policy:
-        think, side = f"Plan compare {attribute}. First {asked[0]}.", "smaller" if less else "larger"
-        found: list[Found] = []
-        best = 0
-        for place, name in enumerate(asked):
-            item = yield from look_up(name, attribute, words.unit, think, 2 if place else 4)
-            if isinstance(item, Stopped):
-                return stop(item)
-            found.append(item)
-            if place == 0:
-                think = f"{item.think} Have {item.value}. Next {asked[1]}."
-                continue
-            expression = f"{found[best].value}-{item.value}"
-            step = Step(f"{item.think} Have {expression}. Compute.", "calculator", {"expression": expression}, 2)
-            returned = yield from persist(step, expression)
-            if isinstance(returned, Stopped):
-                return stop(returned)
-            negative = returned.text.startswith("-")
-            if negative != less:
-                best = place
-            verdict = f"Got {returned.text}: {'negative' if negative else 'positive'}, so {found[best].entity} is {side}."
-            think = verdict if place + 1 == len(asked) else f"{verdict} Have {found[best].value}. Next {asked[place + 1]}."
-        winner = found[best]
-        others = " and ".join(f"{item.value}{unit}" for item in found if item is not winner)
-        text = f"{winner.entity} has the {side} {attribute}: {winner.value}{unit} against {others}."
-        return final(think, text, [item.claim() for item in found])
-
-    return {"fact": one, "compare": compare}.get(family, several), expected
+        return (values[0],)
+    if family in ("total", "difference"):
+        return (plain(evaluate(("+" if family == "total" else "-").join(values))) or "",)
+    place = sorted(range(len(values)), key=lambda item: evaluate(values[item]) * (1 if less else -1))[0]
+    return (rows[place].entity, *values)

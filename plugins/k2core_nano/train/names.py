@@ -102,3 +102,15 @@ def misspelt(rng: random.Random, name: str) -> str:
             wrong = name[:place] + name[place + 1] + name[place] + name[place + 2 :]
         if wrong != name:
             return wrong
+
+
+def is_variant(name: str, near: str) -> bool:
+    """Whether two names are spellings of one: one letter dropped, added, exchanged, or two neighbours swapped."""
+    left, right = name.lower(), near.lower()
+    if left == right or sorted(left) == sorted(right):
+        return True
+    short, long = sorted((left, right), key=len)
+    if len(long) - len(short) > 1:
+        return False
+    same = next((place for place, letter in enumerate(short) if letter != long[place]), len(short))
+    return short[same + (len(short) == len(long)) :] == long[same + 1 :]
