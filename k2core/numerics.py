@@ -1,0 +1,204 @@
+"""What runs a checkpoint: backends, loaded models, the seam of the experts, and the arrays that cross it.
+
+Token ids go in, logits come out; the backend owns the cache memory. Arrays are NumPy on the CPU, their axes have the names
+tokens, hidden, inner, experts, top_k, heads and vocab. Everything here is sync, on the engine's one thread.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from attrs import field, frozen
+
+Array = Any  # numpy.ndarray; not imported here so that listing things costs no numpy
+Numerics = Literal["exact", "w4a16", "w4a8"]
+
+
+@frozen(kw_only=True)
+class Available:
+    """A backend can work here."""
+
+    device: str
+    detail: str = ""
+
+
+@frozen(kw_only=True)
+class NotAvailable:
+    """A backend cannot work here; `reason` names what is missing and what to do."""
+
+    reason: str
+
+
+@frozen(kw_only=True)
+class Routing:
+    """Which experts each token visits.
+
+    Attributes:
+        expert_ids: (tokens, top_k) int32, no duplicates within a row.
+        weights: (tokens, top_k) float32, >= 0, normalised and scaled as the checkpoint's geometry says.
+    """
+
+    expert_ids: Array = field(eq=False)
+    weights: Array = field(eq=False)
+
+
+@frozen(kw_only=True)
+class Want:
+    """What a forward should return.
+
+    Attributes:
+        logits: ``"last"``: one row per sequence; ``"all"``: one row per new token; ``"none"``: no rows.
+        routing: also each MoE layer's `Routing`.
+        hidden: also the hidden state after the last norm, one row per new token.
+    """
+
+    logits: Literal["last", "all", "none"] = "last"
+    routing: bool = False
+    hidden: bool = False
+
+
+@frozen(kw_only=True)
+class SequenceInput:
+    """New tokens of one sequence of a ragged batch.
+
+    Attributes:
+        handle: a live sequence of the model.
+        token_ids: the ids to append, at least one.
+    """
+
+    handle: int
+    token_ids: Sequence[int] = field(eq=False)
+
+
+@frozen(kw_only=True)
+class Step:
+    """What a forward returned; rows follow the batch's order.
+
+    Attributes:
+        logits: (rows, vocab) float32; rows as `Want.logits` says.
+        routing: one `Routing` per MoE layer over all new tokens, or None.
+        hidden: (tokens, hidden) float32, or None.
+    """
+
+    logits: Array = field(eq=False)
+    routing: tuple[Routing, ...] | None = field(default=None, eq=False)
+    hidden: Array | None = field(default=None, eq=False)
+
+
+class MoEForward(Protocol):
+    """The routed experts of every MoE layer. Routing and experts are split on purpose.
+
+    Routing is discrete: near-ties may flip between backends legitimately, so routing is compared tie-aware and experts are
+    compared on the same routing.
+    """
+
+    def route(self, layer: int, x: Array) -> Routing:
+        """Choose experts for normalised hidden states.
+
+        Args:
+            layer: index of the decoder layer (0-based; must be an MoE layer).
+            x: (tokens, hidden) float32; unchanged.
+        """
+        ...
+
+    def experts(self, layer: int, x: Array, routing: Routing) -> Array:
+        """Weighted sum of the chosen experts, without the shared expert: (tokens, hidden) float32."""
+        ...
+
+    def forward(self, layer: int, x: Array) -> Array:
+        """`experts` on `route`'s choice plus the shared expert: (tokens, hidden) float32."""
+        ...
+
+
+class LoadedModel(Protocol):
+    """A checkpoint on a backend. Single-threaded: one engine thread calls it.
+
+    Sequences are handles; the model owns their cache memory (the MLA latent: kv_lora_rank + rope values per token and layer,
+    never expanded keys and values). A handle is valid from `new_sequence` or `fork` until `free`.
+
+    Attributes:
+        geometry: the checkpoint's geometry (`k2core.model.config.Geometry`).
+        numerics: the rounding in force.
+        batch_invariant: the same row gives the same bits whatever the threads, chunking, batch mates or prefix hits.
+        fork_is_shared: a fork shares memory with its parent (else it copies).
+        moe: the MoE seam.
+    """
+
+    geometry: Any
+    numerics: Numerics
+    batch_invariant: bool
+    fork_is_shared: bool
+    moe: MoEForward
+
+    def new_sequence(self) -> int:
+        """An empty sequence's handle."""
+        ...
+
+    def forward(self, batch: Sequence[SequenceInput], want: Want = ...) -> Step:
+        """Append tokens to sequences and compute what *want* asks for.
+
+        Raises:
+            K2Error: an unknown handle, an id outside the vocabulary, an empty input, the same handle twice, or a sequence
+                that would grow beyond the model's positions; nothing has changed then.
+        """
+        ...
+
+    def length(self, handle: int) -> int:
+        """Tokens in the sequence's cache."""
+        ...
+
+    def fork(self, handle: int, length: int) -> int:
+        """A new sequence that holds the first *length* tokens; the parent is undisturbed."""
+        ...
+
+    def truncate(self, handle: int, length: int) -> None:
+        """Forget everything after the first *length* tokens, as if never seen."""
+        ...
+
+    def free(self, handle: int) -> None:
+        """Give the sequence's memory back; the handle is invalid afterwards."""
+        ...
+
+    def bytes_of(self, handle: int) -> int:
+        """Cache bytes that freeing this handle would give back."""
+        ...
+
+    def info(self) -> Mapping[str, str]:
+        """What a report should name: kernel path, threads, versions."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; the model is unusable afterwards."""
+        ...
+
+
+class Backend(Protocol):
+    """A way to run checkpoints on some hardware."""
+
+    name: str
+
+    def probe(self) -> Available | NotAvailable:
+        """Whether it can work here. Must be cheap and must not import the heavy library."""
+        ...
+
+    def load(
+        self,
+        checkpoint: Path,
+        *,
+        device: str = "cpu",
+        numerics: Numerics = "exact",
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> LoadedModel:
+        """Load a checkpoint folder in the Hugging Face layout.
+
+        Args:
+            checkpoint: the folder with config.json and safetensors files.
+            device: as `probe` names it.
+            numerics: see `Numerics`.
+            progress: called with (what, done, total) while something slow happens, e.g. compiling kernels.
+
+        Raises:
+            Unavailable: the backend cannot work here, or not with this device or numerics.
+            CheckpointError: the folder is malformed.
+        """
+        ...
