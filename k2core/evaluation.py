@@ -6,11 +6,13 @@ and mean something at 0 and at 1.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import frozen
+
+from k2core.numerics import Progress
 
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -35,7 +37,7 @@ class EvaluationRequest:
     backend: str = "numba"
     families: tuple[str, ...] = ()
     store: Path | None = None
-    progress: Callable[[str, int, int], None] | None = None
+    progress: Progress | None = None
 
 
 @frozen(kw_only=True)

@@ -15,6 +15,12 @@ A plugin is a module or object under the entry-point group ``k2core``::
 
 Anything registered may be given as an object or, so that listing costs no heavy import, as a lazy ``"module:attribute"``
 with its ``name``.
+
+A command is no hook: it is an entry point of the group ``k2core.commands``. Its name is what users write behind ``k2``, its
+value is a `click.Command` (a group too). It is imported only when it is called; ``k2 --help`` lists the entry point alone.
+k2core's own names win, of two strangers the first in order of (name, value). A command that fails to import or is no click
+command is one `PluginError` line when called, and ``k2 plugins`` lists it with the reason. What it raises from
+`k2core.errors` is shown as one line and gives the exit code; an int that it returns is the exit code.
 """
 
 from pathlib import Path

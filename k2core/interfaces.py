@@ -5,9 +5,11 @@ From the bottom up::
     k2core.numerics   Backend      probe, load a checkpoint           -> LoadedModel
                       LoadedModel  forward(batch), fork, truncate     -> Step          token ids in, logits out
                       MoEForward   route, experts                     -> Routing       conformance and mixed placement
+                      Warmup       what a backend may prepare ahead
     k2core.language   Tokenizer    encode, decode                                      text <-> token ids
                       ChatFormat   render, parser                                      messages <-> token ids
                       ChatModel    generate(messages, tools, options) -> parts         all that the agent knows of a model
+                      Wire         a language as JSON, for the command line
     k2core.calls      Tool         a function with a JSON Schema and an effect class
                       ToolRegistry declarations, call                 -> ToolResult
     k2core.answers    Verifier     verify(answer, trajectory)         -> Verdict
@@ -19,7 +21,7 @@ engine's one thread: everything below `ChatModel`.
 
 from k2core.answers import Answer, Claim, Finding, Observation, Status, Trajectory, Verdict, Verifier
 from k2core.calls import Effect, Tool, ToolContext, ToolRegistry, ToolResult
-from k2core.language import ChatFormat, ChatModel, GenerateOptions, ModelProfile, Tokenizer, TurnParser
+from k2core.language import ChatFormat, ChatModel, GenerateOptions, ModelProfile, Tokenizer, TurnParser, Wire
 from k2core.numerics import (
     Array,
     Available,
@@ -28,15 +30,17 @@ from k2core.numerics import (
     MoEForward,
     NotAvailable,
     Numerics,
+    Progress,
     Routing,
     SequenceInput,
     Step,
     Want,
+    Warmup,
 )
 
 __all__ = [
     "Answer", "Array", "Available", "Backend", "ChatFormat", "ChatModel", "Claim", "Effect", "Finding",
-    "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "NotAvailable", "Numerics", "Observation",
+    "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "NotAvailable", "Numerics", "Observation", "Progress",
     "Routing", "SequenceInput", "Status", "Step", "Tokenizer", "Tool", "ToolContext", "ToolRegistry", "ToolResult",
-    "Trajectory", "TurnParser", "Verdict", "Verifier", "Want",
+    "Trajectory", "TurnParser", "Verdict", "Verifier", "Want", "Warmup", "Wire",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 Array = Any  # numpy.ndarray; not imported here so that listing things costs no numpy
 Numerics = Literal["exact", "w4a16", "w4a8"]
+Progress = Callable[[str, int, int], None]  # called with (what, done, total) while something slow happens
 
 
 @frozen(kw_only=True)
@@ -173,7 +174,11 @@ class LoadedModel(Protocol):
 
 
 class Backend(Protocol):
-    """A way to run checkpoints on some hardware."""
+    """A way to run checkpoints on some hardware.
+
+    What takes long before the first load may be prepared ahead by a `Warmup`: a method ``warmup`` of the backend, or else a
+    function of that name in the top-level package that the backend's class comes from. Neither need exist.
+    """
 
     name: str
 
@@ -187,7 +192,7 @@ class Backend(Protocol):
         *,
         device: str = "cpu",
         numerics: Numerics = "exact",
-        progress: Callable[[str, int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> LoadedModel:
         """Load a checkpoint folder in the Hugging Face layout.
 
@@ -195,10 +200,25 @@ class Backend(Protocol):
             checkpoint: the folder with config.json and safetensors files.
             device: as `probe` names it.
             numerics: see `Numerics`.
-            progress: called with (what, done, total) while something slow happens, e.g. compiling kernels.
+            progress: told while something slow happens, e.g. compiling kernels.
 
         Raises:
             Unavailable: the backend cannot work here, or not with this device or numerics.
             CheckpointError: the folder is malformed.
+        """
+        ...
+
+
+class Warmup(Protocol):
+    """``warmup`` of a backend or of its package; ``k2 warmup`` calls it once the backend's `probe` says `Available`."""
+
+    def __call__(self, progress: Progress | None = None) -> None:
+        """Prepare what the first load would else have to, e.g. compile kernels into a cache. Doing it again costs little.
+
+        Args:
+            progress: told per step, total unchanged; not at all where everything is prepared.
+
+        Raises:
+            Unavailable: the backend cannot work here.
         """
         ...

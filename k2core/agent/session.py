@@ -8,7 +8,7 @@ This is the Python API's front door::
         print(session.agent.run("What is 23 times 47?").answer.text)
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,11 +20,10 @@ from k2core.agent.journal import Journal, default_path
 from k2core.agent.loop import Agent
 from k2core.control import control_tools
 from k2core.errors import InputError, Unavailable, UnknownName
-from k2core.interfaces import Backend, ChatModel, GenerateOptions, ModelProfile, NotAvailable, Numerics, ToolContext
+from k2core.interfaces import Backend, ChatModel, GenerateOptions, ModelProfile, NotAvailable, Numerics, Progress, ToolContext
 from k2core.plugins import Plugins
 from k2core.tools import RESULT_LIMIT, Registry
 
-Progress = Callable[[str, int, int], None]
 DEFAULT_MODEL = "nano"
 DEFAULT_BACKEND = "numba"
 PATH_CONTEXT = 4096  # tokens an agent may fill with a checkpoint given by its folder

@@ -1,5 +1,6 @@
 """JSON in and out: shapes of the answers, and one friendly line for every wrong shape."""
 
+import inspect
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from kimi.vocabularies import small
 
 from k2core.errors import K2Error
+from k2core.interfaces import Wire
 from k2core.plugins import Plugins
 from k2core_kimi import wire
 from k2core_kimi.chat_format import KimiChatFormat
@@ -16,6 +18,14 @@ from k2core_kimi.tokenizer import KimiTokenizer
 
 FORMAT = KimiChatFormat(small())
 ids_of = small().encode
+
+
+@pytest.mark.parametrize("verb", [name for name in vars(Wire) if not name.startswith("_")])
+def test_the_module_is_what_the_interface_says(verb: str) -> None:
+    """Every function of the seam is there, with the names and defaults that it documents."""
+    documented, written = (inspect.signature(getattr(where, verb)).parameters.values() for where in (Wire, wire))
+
+    assert [(one.name, one.default) for one in documented][1:] == [(one.name, one.default) for one in written]
 
 
 def test_encode_and_decode() -> None:
