@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from k2core.cli.streams import Caught, kept_output, strangers_code
+
 if TYPE_CHECKING:
     from k2core.cli.settings import Settings
     from k2core.plugins import Plugins
@@ -18,6 +20,7 @@ class App:
         self._log_level = log_level
         self._file = file
         self._settings: Settings | None = None
+        self.caught = Caught()
 
     def settings(self, **flags: Any) -> "Settings":
         """Settings in force with *flags* on top; configures logging."""
@@ -31,11 +34,13 @@ class App:
         return settings
 
     def plugins(self) -> "Plugins":
-        """Every installed plugin that is not disabled."""
+        """Every installed plugin that is not disabled; from here on stdout and stderr are kept from their code."""
         from k2core.plugins import Plugins
 
         settings = self._settings or self.settings()
-        return Plugins.discover(disabled=settings["disable"])
+        self.caught = click.get_current_context().with_resource(kept_output())
+        with strangers_code():
+            return Plugins.discover(disabled=settings["disable"])
 
 
 class Nouns(click.Group):

@@ -13,6 +13,7 @@ from k2core.agent.session import Choice, Session
 from k2core.cli.display import Display
 from k2core.cli.output import print_text
 from k2core.cli.settings import Value
+from k2core.cli.streams import Caught, strangers_code
 from k2core.errors import K2Error
 from k2core.events import Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
 from k2core.plugins import Plugins
@@ -44,14 +45,19 @@ def open_session(choice: Choice, plugins: Plugins, display: Display | None) -> S
             display.screen.status(StatusLine(text=what, done=done, total=total))
 
     try:
-        return Session.open(choice, plugins=plugins, progress=progress)
+        with strangers_code():
+            return Session.open(choice, plugins=plugins, progress=progress)
     finally:
         if display is not None:
             display.screen.status(None)
 
 
-def ask(runner: asyncio.Runner, session: Session, question: str, run: str | None, display: Display | None) -> Asked:
+def ask(
+    runner: asyncio.Runner, session: Session, question: str, run: str | None, display: Display | None, caught: Caught
+) -> Asked:
     """Work on a question; Ctrl-C ends it with its run stored.
+
+    What tools print meanwhile, *caught*, is shown on the display, and without one it goes to the log.
 
     Raises:
         K2Error: ours or the journal's fault; its attribute ``run`` names the run that holds everything up to there.
@@ -62,6 +68,7 @@ def ask(runner: asyncio.Runner, session: Session, question: str, run: str | None
         stream: Any = session.agent.stream(question, run=run)
         async with contextlib.aclosing(stream) as items:
             async for item in items:
+                show_printed(caught, display)
                 if isinstance(item, Stored):
                     asked.run = item.run
                     asked.events.append(item)
@@ -77,6 +84,14 @@ def ask(runner: asyncio.Runner, session: Session, question: str, run: str | None
             error.run = asked.run  # type: ignore[attr-defined]  # for the line that says where to look
         raise
     return asked
+
+
+def show_printed(caught: Caught, display: Display | None) -> None:
+    """What others printed since the last time."""
+    if display is None:
+        caught.log()
+    elif lines := caught.take():
+        display.printed(lines)
 
 
 def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str, Any]:

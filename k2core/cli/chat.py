@@ -8,7 +8,8 @@ import click
 
 from k2core.cli.app import App
 from k2core.cli.options import choice_of, session_options
-from k2core.cli.output import emit, json_option, print_error, tools_kept_off_stdout
+from k2core.cli.output import emit, json_option, print_error
+from k2core.cli.streams import typing
 
 HELP = """\
 /help   this
@@ -40,7 +41,7 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
     display = None if as_json else Display(screen=stderr_screen(), reasoning=settings["reasoning"])
     interactive = sys.stdin.isatty() and not as_json
     code = 0
-    with tools_kept_off_stdout(), asking.open_session(choice, plugins, display) as session, asyncio.Runner() as runner:
+    with asking.open_session(choice, plugins, display) as session, asyncio.Runner() as runner:
         identity = dict(session.agent.model.identity())
         if full is not None and display is not None:
             display.remember(session.agent.journal.events(full))
@@ -68,7 +69,7 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
                 print_error(f"no command '{line.split()[0]}'. Known: /exit, /help, /tools.")
             elif line:
                 try:
-                    asked = asking.ask(runner, session, line, full, display)
+                    asked = asking.ask(runner, session, line, full, display, app.caught)
                 except K2Error as error:
                     full, code = getattr(error, "run", full), 1
                     if as_json:
@@ -108,7 +109,8 @@ def _read_line(interactive: bool) -> str | None:
 
         click.echo(err=True)
         try:
-            return input("> ").strip()
+            with typing():
+                return input("> ").strip()
         except EOFError:
             click.echo(err=True)
             return None

@@ -63,6 +63,7 @@ class Display:
     _calls: dict[int, str] = field(factory=dict, init=False)  # event of a result -> what was called
     _indices: dict[int, int] = field(factory=dict, init=False)  # event of a result -> the call's number
     _results: dict[int, str] = field(factory=dict, init=False)  # the call's number -> what came back
+    _running: str = field(default="", init=False)  # the tool whose result is awaited
 
     def show(self, item: Stored | Live) -> None:
         """Show one item of the agent's stream, or of the journal."""
@@ -88,7 +89,7 @@ class Display:
         elif isinstance(event, ToolIntent):
             limit = 100_000 if self.whole else 300
             text = one_line(_asked(event, self.whole), limit)
-            self._calls[event.index] = f"{event.name} {text}"
+            self._calls[event.index], self._running = f"{event.name} {text}", event.name
             self._block(sequence, f"call {event.index}", [(event.name, "cyan"), (f" {text}", "")], "cyan")
         elif isinstance(event, ToolReturned):
             self._returned(sequence, event)
@@ -120,7 +121,14 @@ class Display:
             what = "cut at its limit of tokens" if event.finish_reason == "length" else "cancelled"
             self._block(sequence, "turn", [(what, "yellow")], "yellow")
 
+    def printed(self, lines: Sequence[str]) -> None:
+        """Show what a tool, or something else in this process, printed; it is no result."""
+        self.screen.status(None)
+        whose = f"{self._running}: " if self._running else ""
+        self.screen.block("printed", [(whose + "\n".join(one_line(line, 200) for line in lines), "dim")], "dim")
+
     def _returned(self, sequence: int, event: ToolReturned) -> None:
+        self._running = ""
         self._indices[sequence], self._results[event.index] = event.index, event.text
         if event.name == ANSWER and not self.whole and (event.ok or event.text.startswith("rejected: ")):
             return  # the verdict has said so

@@ -6,7 +6,8 @@ import click
 
 from k2core.cli.app import App
 from k2core.cli.options import apply_threads, backend_option, model_option, threads_option
-from k2core.cli.output import emit, json_option, print_table, print_text, tools_kept_off_stdout
+from k2core.cli.output import emit, json_option, print_table, print_text
+from k2core.cli.streams import strangers_code
 
 
 @click.command("eval")
@@ -61,10 +62,11 @@ def evaluate(
         progress=lambda what, done, total: screen.status(StatusLine(text=what, done=done, total=total)),
     )
     try:
-        with tools_kept_off_stdout():
+        with strangers_code():
             report = entry.load()(plugins, request)
     finally:
         screen.status(None)
+        app.caught.log()
     if as_json:
         emit(dict(report.json))
     else:

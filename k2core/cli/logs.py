@@ -4,6 +4,18 @@ import logging
 import sys
 from typing import Any
 
+from k2core.cli.streams import ours
+
+
+class _Stderr:
+    """Standard error as it is at the time of writing: of ours, whichever thread logs."""
+
+    def write(self, text: str) -> None:
+        ours(sys.stderr).write(text)
+
+    def flush(self) -> None:
+        ours(sys.stderr).flush()
+
 
 def configure(level: str) -> None:
     """Show log lines from *level* on; the standard library's loggers of others stay as they are."""
@@ -23,6 +35,6 @@ def configure(level: str) -> None:
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=_Stderr()),  # type: ignore[arg-type]  # these two are all that it uses
         cache_logger_on_first_use=False,
     )

@@ -1,11 +1,9 @@
-"""What commands print: JSON objects, tables, error lines; and keeping tools off stdout."""
+"""What commands print: JSON objects, tables, error lines."""
 
 import os
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TextIO
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -52,54 +50,3 @@ def _width() -> int | None:
     import shutil
 
     return shutil.get_terminal_size().columns
-
-
-class _Guard:
-    """A stdout that drops what tools print: their threads by name, async ones because an event loop runs."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    @property
-    def buffer(self) -> "_Guard":
-        return _Guard(self._inner.buffer)
-
-    def write(self, data: Any) -> int:
-        return len(data) if _is_a_tool() else self._inner.write(data)
-
-    def writelines(self, lines: Any) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
-
-
-def _is_a_tool() -> bool:
-    import asyncio
-
-    from k2core.deadline import THREAD_NAME
-
-    if threading.current_thread().name == THREAD_NAME:
-        return True
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-@contextmanager
-def tools_kept_off_stdout() -> Iterator[None]:
-    """Within, only the command itself reaches stdout; the command must not print there from inside its event loop.
-
-    A tool that outlives its deadline may print later: the guard of a process's real stdout stays for good.
-    """
-    outer: TextIO = sys.stdout
-    guard = outer if isinstance(outer, _Guard) else _Guard(outer)
-    sys.stdout = guard
-    try:
-        yield
-    finally:
-        if outer is not sys.__stdout__:
-            sys.stdout = outer

@@ -6,7 +6,7 @@ import click
 
 from k2core.cli.app import App
 from k2core.cli.options import choice_of, read_stdin, session_options
-from k2core.cli.output import emit, json_option, print_error, tools_kept_off_stdout
+from k2core.cli.output import emit, json_option, print_error
 
 
 @click.command()
@@ -36,13 +36,13 @@ def run(ctx: click.Context, app: App, /, question: tuple[str, ...], as_json: boo
     from k2core.interfaces import ChatModel
 
     display = None if as_json else Display(screen=stderr_screen(), reasoning=settings["reasoning"])
-    with tools_kept_off_stdout(), asking.open_session(choice, plugins, display) as session, asyncio.Runner() as runner:
+    with asking.open_session(choice, plugins, display) as session, asyncio.Runner() as runner:
         model: ChatModel = session.agent.model
         identity = dict(model.identity())
         if full is not None and display is not None:
             display.remember(session.agent.journal.events(full))
         try:
-            asked = asking.ask(runner, session, text, full, display)
+            asked = asking.ask(runner, session, text, full, display, app.caught)
         except K2Error as error:
             if display is not None and getattr(error, "run", None):
                 display.screen.block("show", [(asking.show_command(error.run, store), "dim")], "dim")  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from attrs import define, field
 
+from k2core.cli.streams import ours
 from k2core.cli.text import clean
 from k2core.events import StatusLine
 
@@ -150,7 +151,9 @@ class RichScreen:
 
             self._end_stream()
             columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24))
-            self._progress = Progress(*columns, console=self.console, transient=True)
+            self._progress = Progress(
+                *columns, console=self.console, transient=True, redirect_stdout=False, redirect_stderr=False
+            )
             self._progress.start()
             self._task = self._progress.add_task("", total=None)
         self._progress.update(self._task, description=clean(str(line)), completed=line.done or 0, total=line.total)
@@ -197,4 +200,4 @@ class RichScreen:
 
 def stderr_screen() -> Screen:
     """The screen of live displays."""
-    return screen_on(sys.stderr)
+    return screen_on(ours(sys.stderr))

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from k2core.cli.app import App, Nouns
-from k2core.cli.output import emit, json_option, print_table, print_text, tools_kept_off_stdout
+from k2core.cli.output import emit, json_option, print_table, print_text
 from k2core.cli.text import to_json
 
 docs_option = click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read.")
@@ -87,8 +87,8 @@ def call(ctx: click.Context, app: App, name: str, arguments: str, docs: str | No
 
     one, _ = _tool(app, name, docs)
     registry = Registry.of([one])
-    with tools_kept_off_stdout():
-        result = asyncio.run(registry.call(ToolCall(id=f"functions.{name}:0", name=name, arguments=arguments)))
+    result = asyncio.run(registry.call(ToolCall(id=f"functions.{name}:0", name=name, arguments=arguments)))
+    app.caught.log()
     if as_json:
         emit(
             {

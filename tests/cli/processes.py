@@ -13,7 +13,10 @@ ROOMS = [ROOT, *(ROOT / room for room in ("backends", "plugins", "kernels", "spe
 PLUGIN = '''\
 """Scripted models and ill-behaved tools for tests of the command line."""
 
+import os
+import subprocess
 import sys
+import threading
 import time
 
 from k2core import hookimpl, tool
@@ -62,6 +65,18 @@ def huge(returned: bool) -> str:
         print("x" * 1_000_000)
     sys.stdout.buffer.write(b"raw bytes")
     return "printed"
+
+
+@tool(effect="read")
+def below(text: str) -> str:
+    """Write to the descriptors, and let a child process do so."""
+    os.write(1, f"descriptor {text}\\n".encode())
+    os.write(2, b"error\\n")
+    subprocess.run(["echo", "child"], check=True)
+    thread = threading.Thread(target=print, args=("a thread",))
+    thread.start()
+    thread.join()
+    return text
 
 
 @tool(effect="pure")
@@ -149,6 +164,7 @@ SCRIPTS = {
         ),
         call_turn(2, "answer", claims=[{"evidence": [], "text": "Done."}], text="Done."),
     ],
+    "below": lambda: bad("below", text="x"),
     "twice": lambda: [*product(), call_turn(2, "answer", claims=CLAIMS, text="Still 1081.")],
 }
 
@@ -192,9 +208,13 @@ class Failing(Here):
         raise OSError("driver\\nis gone")
 
 
+print("a plugin that prints when it is imported")
+os.write(1, b"and below")
+
+
 @hookimpl
 def register_tools(register):
-    for one in (multiply, loud, raises, hangs, huge, blob):
+    for one in (multiply, loud, raises, hangs, huge, blob, below):
         register(one)
 
 

@@ -143,6 +143,18 @@ def test_ill_behaved_tools_are_observations(model: str, ok: bool, result: str, p
     assert len(done.out) < 20_000 and done.err == ""
 
 
+def test_descriptors_and_child_processes_do_not_reach_stdout(process: K2) -> None:
+    """What a tool writes to descriptor 1 or 2, in a child process or a thread, is a dim line that names it, or only logged."""
+    plain, as_json = process("run", "-m", "below", "q"), process("run", "-m", "below", "--json", "q")
+
+    assert (plain.code, plain.out) == (0, "Done.\n")
+    printed = "\n           ".join(["printed    below: descriptor x", "error", "child", "a thread"])
+    assert f"{printed}\nresult 0   x\n" in plain.err and "printed    a plugin that prints when it is imported\n" in plain.err
+    assert as_json.json()["status"] == "answered" and as_json.err == ""
+    assert process("tools", "call", "below", '{"text": "y"}').out == "y\n"
+    assert [one["name"] for one in process("tools", "--json").json()["tools"]].count("below") == 1
+
+
 def test_async_tools_print_nowhere(k2: K2) -> None:
     """What an async tool prints does not reach stdout either."""
     done = k2("run", "-m", "evil", "--json", "q")
