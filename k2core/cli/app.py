@@ -1,5 +1,6 @@
 """What every command starts from: settings, logging, plugins; and groups whose default verb is ``list``."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,16 +10,16 @@ from k2core.cli.streams import Caught, kept_output, strangers_code
 
 if TYPE_CHECKING:
     from k2core.cli.settings import Settings
+    from k2core.errors import K2Error
     from k2core.plugins import Plugins
 
 
 class App:
     """One invocation of ``k2``; no record of attrs, which ``k2 run --help`` need not import."""
 
-    def __init__(self, *, log_level: str | None, file: str | None) -> None:
-        """Take what was given by flag in front of the command."""
-        self._log_level = log_level
-        self._file = file
+    def __init__(self, general: Mapping[str, Any]) -> None:
+        """Take what the general options gave, or will have given when the command begins."""
+        self._general = general
         self._settings: Settings | None = None
         self.caught = Caught()
 
@@ -27,8 +28,9 @@ class App:
         from k2core.cli.logs import configure
         from k2core.cli.settings import Settings
 
-        file = Path(self._file) if self._file else None
-        settings = Settings.load({"log_level": self._log_level, **flags}, file=file)
+        file = self._general.get("settings_file")
+        level = self._general.get("log_level") or {0: None, 1: "info"}.get(self._general.get("verbose", 0), "debug")
+        settings = Settings.load({"log_level": level, **flags}, file=Path(file) if file else None)
         configure(settings["log_level"])
         self._settings = settings
         return settings
@@ -41,6 +43,17 @@ class App:
         self.caught = click.get_current_context().with_resource(kept_output())
         with strangers_code():
             return Plugins.discover(disabled=settings["disable"])
+
+    def where_from(self, error: "K2Error") -> str:
+        """Which variable or file named the model, backend, tool or folder that *error* is about; empty for flags."""
+        for name, told in (("model", "model '{}'"), ("backend", "backend '{}'"), ("tools", "tool '{}'"), ("docs", "use '{}'")):
+            one = self._settings.values[name] if self._settings is not None else None
+            if one is None or one.is_default or one.origin.startswith("flag"):
+                continue
+            for value in one.value if isinstance(one.value, tuple) else (one.value,):
+                if told.format(value) in str(error):
+                    return f" '{value}' is set by {one.origin}."
+        return ""
 
 
 class Nouns(click.Group):

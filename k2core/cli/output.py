@@ -2,14 +2,37 @@
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from k2core.cli.text import clean, one_line, to_json
 
-json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object with stable keys.")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def json_option(command: F) -> F:
+    """``--json``, and behind every command what `general_options` puts in front of it."""
+    command = click.option("--json", "as_json", is_flag=True, help="One JSON object with stable keys.")(command)
+    return general_options(command, hidden=True)
+
+
+def general_options(command: F, *, hidden: bool = False) -> F:
+    """Options of every command; they are kept in the context's root, whichever place they were given at."""
+
+    def keep(ctx: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value and parameter.name is not None:
+            ctx.find_root().meta[parameter.name] = value
+
+    options: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+        (("-v", "--verbose"), {"count": True, "help": "More log lines: -v info, -vv debug."}),
+        (("--log-level",), {"metavar": "LEVEL", "help": "debug, info, warning (the default) or error."}),
+        (("--config", "settings_file"), {"metavar": "FILE", "help": "A settings file instead of your own."}),
+    )
+    for names, keywords in reversed(options):
+        command = click.option(*names, expose_value=False, callback=keep, hidden=hidden, **keywords)(command)
+    return command
 
 
 def emit(value: Any) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 import k2core
+from k2core.cli.output import general_options
 
 COMMAND_GROUP = "k2core.commands"
 INTERRUPTED = 130
@@ -61,6 +62,17 @@ class Root(click.Group):
             raise UnknownName("command", args[0], self.list_commands(ctx), "See k2 --help.")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """As click does; an error about a setting that nobody typed here says where it comes from."""
+        from k2core.errors import K2Error
+
+        try:
+            return super().invoke(ctx)
+        except K2Error as error:
+            if ctx.obj is not None:
+                error.args = (str(error) + ctx.obj.where_from(error), *error.args[1:])
+            raise
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Names and lines without importing a command."""
         with formatter.section("Commands"):
@@ -82,12 +94,27 @@ class Root(click.Group):
             code = super().main(args=arguments, prog_name=prog_name or "k2", standalone_mode=False)
             sys.stdout.flush()
         except SystemExit:
+            if args is None:
+                _work_is_over()
             raise
         except BaseException as error:
+            if args is None:
+                _work_is_over()
             from k2core.cli.failure import report
 
             code = report(error, as_json="--json" in arguments)
+        if args is None:
+            _work_is_over()
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _work_is_over() -> None:
+    """Only the interpreter's end is left of this process: a Ctrl-C now would be a traceback over a finished answer."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def strangers() -> dict[str, Any]:
@@ -120,18 +147,16 @@ def load_command(point: Any) -> click.Command:
 
 @click.group(cls=Root, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(k2core.__version__, prog_name="k2core", message="%(prog)s %(version)s")
-@click.option("-v", "--verbose", count=True, help="More log lines: -v info, -vv debug.")
-@click.option("--log-level", metavar="LEVEL", help="debug, info, warning (the default) or error.")
-@click.option("--config", "file", metavar="FILE", help="A settings file instead of your own.")
+@general_options
 @click.pass_context
-def main(ctx: click.Context, verbose: int, log_level: str | None, file: str | None) -> None:
+def main(ctx: click.Context) -> None:
     """Ask a small thinking model that calls tools, checks what comes back and answers with evidence.
 
     \b
     k2 run "What is 23 times 47?"
     k2 tools                        a noun alone lists
-    k2 run --json "…"               every command takes --json
+    k2 run --json "…"               every command takes --json, -v, --log-level and --config
     """
     from k2core.cli.app import App
 
-    ctx.obj = App(log_level=log_level or {0: None, 1: "info"}.get(verbose, "debug"), file=file)
+    ctx.obj = App(ctx.meta)

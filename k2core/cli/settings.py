@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from k2core.errors import ConfigError, nearest
 
@@ -23,13 +23,14 @@ class Key:
     """One setting.
 
     Attributes:
-        name: in the file and, with dashes, as a flag; in capitals behind ``K2CORE_`` in the environment.
+        name: in the file; in capitals behind ``K2CORE_`` in the environment.
         kind: what its value is.
         help: one line.
         default: used when nobody says otherwise.
         least: the smallest number that is legal.
         most: the largest number that is legal.
         choices: the only texts that are legal; empty for any.
+        flag: on the command line; empty where there is none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Key:
     least: float | None = None
     most: float | None = None
     choices: tuple[str, ...] = ()
+    flag: str = field(default=Factory(lambda self: "--" + self.name.replace("_", "-"), takes_self=True))
 
     @property
     def variable(self) -> str:
@@ -51,7 +53,7 @@ KEYS: tuple[Key, ...] = (
     Key(name="backend", kind="text", default="numba", help="what runs the model"),
     Key(name="numerics", kind="text", default="exact", choices=("exact", "w4a16", "w4a8"), help="rounding in force"),
     Key(name="threads", kind="whole number", least=1, help="threads of the backend; all cores unless given"),
-    Key(name="tools", kind="list of names", help="exactly these tools; every usable one unless given"),
+    Key(name="tools", kind="list of names", flag="--tool", help="exactly these tools; every usable one unless given"),
     Key(name="docs", kind="path", help="folder for the tools that search and read"),
     Key(name="store", kind="path", help="file that keeps the runs; in the user's data folder unless given"),
     Key(name="seed", kind="whole number", default=0, least=0, help="of the sampler"),
@@ -62,8 +64,8 @@ KEYS: tuple[Key, ...] = (
     Key(name="calls", kind="whole number", default=50, least=1, help="budget of tool calls per question"),
     Key(name="thinking_tokens", kind="whole number", default=32_000, least=1, help="budget of thinking per question"),
     Key(name="seconds", kind="number", default=600.0, least=0.001, help="budget of wall time per question"),
-    Key(name="reasoning", kind="yes or no", default=True, help="show the model's thinking"),
-    Key(name="disable", kind="list of names", default=(), help="plugins to leave out"),
+    Key(name="reasoning", kind="yes or no", default=True, flag="--no-reasoning", help="show the model's thinking"),
+    Key(name="disable", kind="list of names", default=(), flag="", help="plugins to leave out"),
     Key(
         name="log_level",
         kind="text",
@@ -123,7 +125,7 @@ class Settings:
         for key in KEYS:
             flag = (flags or {}).get(key.name)
             if flag is not None and flag != ():
-                origin = "flag --" + key.name.replace("_", "-")
+                origin = f"flag {key.flag}"
                 values[key.name] = Value(key=key, value=_checked(key, flag, origin), origin=origin)
             elif environ.get(key.variable):
                 origin = f"environment {key.variable}"

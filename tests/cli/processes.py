@@ -13,6 +13,7 @@ ROOMS = [ROOT, *(ROOT / room for room in ("backends", "plugins", "kernels", "spe
 PLUGIN = '''\
 """Scripted models and ill-behaved tools for tests of the command line."""
 
+import atexit
 import os
 import subprocess
 import sys
@@ -127,6 +128,20 @@ def bad(name, **arguments):
 class Broken(ScriptedModel):
     def __init__(self):
         super().__init__([product()[0]], name="broken")
+
+
+class Lingers(ScriptedModel):
+    def __init__(self):
+        super().__init__(product(), name="lingers")
+        atexit.register(time.sleep, 5)
+
+
+class SlowToClose(ScriptedModel):
+    def __init__(self):
+        super().__init__(product(), name="slow-to-close")
+
+    def close(self):
+        time.sleep(5)
 
 
 class Slow(ScriptedModel):
@@ -244,6 +259,8 @@ def register_models(register):
         register(name, factory=factory(name), summary="scripted")
     register("broken", factory=Broken)
     register("slow", factory=Slow)
+    register("lingers", factory=Lingers)
+    register("slow-to-close", factory=SlowToClose)
 '''
 
 ENTRY_POINTS = """\

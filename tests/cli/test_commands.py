@@ -1,6 +1,7 @@
 """The other commands: listings with stable keys, chat, settings with their origin, tokens and formats."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,57 @@ def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:
         "docs": (tmp_path / "texts", f"file {file}"),
         "top_p": (1.0, "default"),
     }
+
+
+def test_origins_are_flags_that_exist(k2: K2) -> None:
+    """Every setting names a flag that some command has; what has none says so in the listing of settings."""
+    helps = "".join(k2(*command, "--help").out for command in ([], ["run"], ["tools", "show"]))
+
+    for key in KEYS:
+        assert key.name == "disable" if not key.flag else re.search(rf"(?<![\w-]){key.flag}\b", helps)
+    settings = Settings.load({"tools": ("a",), "reasoning": False}, environ={})
+    assert (settings.values["tools"].origin, settings.values["reasoning"].origin) == ("flag --tool", "flag --no-reasoning")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "arguments"),
+    [
+        ("K2CORE_MODEL", "prodcut", ["run", "q"]),
+        ("K2CORE_MODEL", "no/such", ["run", "q"]),
+        ("K2CORE_MODEL", "prodcut", ["tokens", "encode", "x"]),
+        ("K2CORE_BACKEND", "elsewhere", ["warmup"]),
+        ("K2CORE_BACKEND", "elsewere", ["warmup"]),
+        ("K2CORE_TOOLS", "mulitply", ["run", "-m", "product", "q"]),
+        ("K2CORE_DOCS", "nowhere", ["run", "-m", "product", "q"]),
+    ],
+)
+def test_a_name_from_elsewhere_says_where_it_is_set(
+    variable: str, value: str, arguments: list[str], k2: K2, tmp_path: Path
+) -> None:
+    """An unknown name that nobody typed here is named with its variable or file; one typed here is not."""
+    done = k2(*arguments, env={variable: value})
+    file = tmp_path / "config.toml"
+    name = variable.removeprefix("K2CORE_").lower()
+    file.write_text(f"{name} = {json.dumps([value] if name == 'tools' else value)}\n")
+    from_file = k2(*arguments, "--config", str(file))
+
+    assert done.err.endswith(f"{value}' is set by environment {variable}.\n") and done.err.count("\n") == 1
+    assert from_file.err.endswith(f"{value}' is set by file {file}.\n")
+    assert "is set by" not in k2("run", "-m", "prodcut", "q", env={"K2CORE_MODEL": "product"}).err
+
+
+@pytest.mark.parametrize("place", ["front", "behind"])
+def test_general_options_work_in_both_places(place: str, k2: K2, tmp_path: Path) -> None:
+    """-v, --log-level and --config may stand before and behind the command, of a default verb too."""
+    (tmp_path / "mine.toml").write_text("seed = 7\n")
+    for options, name, value in (
+        (["-vv"], "log_level", "debug"),
+        (["--log-level", "error"], "log_level", "error"),
+        (["--config", "mine.toml"], "seed", 7),
+    ):
+        done = k2(*options, "config", "--json") if place == "front" else k2("config", *options, "--json")
+        assert {one["name"]: one["value"] for one in done.json()["settings"]}[name] == value
+    assert "expected one of debug" in k2("run", "--log-level", "loud", "q").err
 
 
 @pytest.mark.parametrize(

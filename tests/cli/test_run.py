@@ -243,6 +243,29 @@ def test_ctrl_c_ends_cleanly(environment: Mapping[str, str], k2: K2, tmp_path: P
         )
 
 
+@pytest.mark.parametrize(("model", "code"), [("lingers", 0), ("slow-to-close", 130)])
+def test_ctrl_c_when_the_work_is_done_is_quiet(model: str, code: int, environment: Mapping[str, str], tmp_path: Path) -> None:
+    """Ctrl-C while a model is closed or the interpreter ends: an exit status as documented and no traceback."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "k2core.cli", "run", "-m", model, "q"],
+        env=dict(environment),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    last = "next " if model == "lingers" else "verdict "  # what is shown just before
+    shown = next(line for line in process.stderr if line.startswith(last))
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+
+    assert shown and (process.returncode, "Traceback" in err, "Exception" in err) == (code, False, False), err
+    assert (out == "The product is 1081.\n") is (code == 0) and ("k2: interrupted" in err) is (code == 130)
+
+
 def wait_for_a_run(k2: K2, count: int) -> None:
     """Until so many runs are in the journal."""
     deadline = time.monotonic() + 30
