@@ -1,0 +1,62 @@
+"""Checkpoints of training: one file with everything that the next step depends on.
+
+Keys: geometry and options (plain values), counters, masters (parameter name -> unrounded float32), bias (one (experts,) float32
+selection bias per MoE layer), adam and muon (optimiser states), family_smooth (family -> loss). `export` and `probe` read it
+too.
+"""
+
+from pathlib import Path
+
+import torch
+from attrs import asdict
+
+from k2core.errors import CheckpointError
+from k2core_nano.train.geometry import Geometry
+from k2core_nano.train.training import Trainer
+
+
+def save(trainer: Trainer, path: Path) -> None:
+    """Write everything that training depends on; an older file is replaced in one move."""
+    state = {
+        "geometry": asdict(trainer.model.geometry),
+        "options": {k: v for k, v in vars(trainer.options).items() if isinstance(v, (int, float, str, bool)) or v is None},
+        "counters": dict(trainer.counters),
+        "masters": dict(zip(trainer.names, trainer.masters, strict=True)),
+        "bias": [layer.gate.e_score_correction_bias for layer in trainer.model.moe_layers],
+        "adam": trainer.adam.state_dict(),
+        "muon": trainer.muon.state_dict(),
+        "family_smooth": dict(trainer.family_smooth),
+    }
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)
+
+
+def load(trainer: Trainer, path: Path, *, restart_schedule: bool) -> None:
+    """Continue from a checkpoint: changes the trainer's weights, optimisers and counters.
+
+    Args:
+        restart_schedule: whether the budget counts from here instead of from the very start.
+
+    Raises:
+        CheckpointError: the checkpoint is of a model of another size.
+    """
+    state = torch.load(path, weights_only=True)
+    if Geometry(**state["geometry"]) != trainer.model.geometry:
+        raise CheckpointError(
+            f"cannot resume from {path}: it holds {state['geometry']}, the model is {trainer.model.geometry}. "
+            "Give the --geometry it was trained with."
+        )
+    for name, master in zip(trainer.names, trainer.masters, strict=True):
+        master.copy_(state["masters"][name])
+    for layer, bias in zip(trainer.model.moe_layers, state["bias"], strict=True):
+        layer.gate.e_score_correction_bias.copy_(bias)
+    trainer.adam.load_state_dict(state["adam"])
+    trainer.muon.load_state_dict(state["muon"])
+    trainer.counters.update(state["counters"])
+    trainer.family_smooth = dict(state["family_smooth"])
+    trainer.counters["start_step"] = trainer.counters["step"]
+    if restart_schedule:
+        trainer.counters["base_seconds"] = trainer.counters["seconds"]
+        trainer.counters["base_tokens"] = trainer.counters["document_tokens"]
+    trainer.set_weights()
