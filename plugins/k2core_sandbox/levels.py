@@ -1,0 +1,110 @@
+"""Which isolation this machine gives, found by trying: ten payloads run in a real sandbox, and all ten have to fail.
+
+The answer is kept in the user's cache folder for as long as the machine runs on, bubblewrap, the interpreter and our own code
+stay the same.
+"""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import structlog
+from attrs import frozen
+from platformdirs import user_cache_dir
+
+from k2core.errors import K2Error
+from k2core_sandbox import bubblewrap
+from k2core_sandbox.paths import Interpreter
+from k2core_sandbox.self_test import self_test
+
+Name = Literal["strong", "reduced", "unavailable"]
+log = structlog.get_logger()
+REMEDY = "Install bubblewrap 0.8 or newer (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap)."
+USER_NAMESPACES = (
+    "User namespaces may be forbidden here: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), "
+    "sysctl -w user.max_user_namespaces=10000, or, in Docker, --security-opt seccomp=unconfined."
+)
+
+
+@frozen(kw_only=True)
+class Level:
+    """What isolation there is.
+
+    Attributes:
+        name: the level in force.
+        why: one line: what decided.
+        checks: each payload of the self-test and whether it was held.
+    """
+
+    name: Name
+    why: str
+    checks: dict[str, bool]
+
+
+def level(*, fresh: bool = False, python: Interpreter | None = None) -> Level:
+    """The level of this machine, from the cache if nothing it depends on has changed.
+
+    Args:
+        fresh: test anew.
+        python: the interpreter that runs inside; ours by default.
+    """
+    path = Path(user_cache_dir("k2core", appauthor=False), f"sandbox-{fingerprint(python)}.json")
+    if not fresh:
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            return Level(name=kept["name"], why=kept["why"], checks=kept["checks"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # none, or a damaged one: test
+    found = tested(python)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        part.write_text(json.dumps({"name": found.name, "why": found.why, "checks": found.checks}), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        log.warning("sandbox.level.not_kept", reason=str(error))
+    return found
+
+
+def fingerprint(python: Interpreter | None = None) -> str:
+    """A hash over all that the level depends on."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*")):
+        if file.suffix in (".py", ".toml"):
+            digest.update(file.name.encode() + file.read_bytes())
+    bwrap = bubblewrap.program("bwrap")
+    about = Path(bwrap).stat() if bwrap else None
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    parts = (
+        platform.release(), boot.read_text() if boot.exists() else "", os.geteuid(), sys.executable, sys.version, str(python),
+        (bwrap, about.st_size, about.st_mtime_ns) if about else None,
+    )  # fmt: skip
+    digest.update(repr(parts).encode())
+    return digest.hexdigest()[:16]
+
+
+def tested(python: Interpreter | None = None) -> Level:
+    """Run the self-test."""
+    if sys.platform != "linux":
+        return Level(name="unavailable", why=f"no sandbox for {sys.platform} yet: Linux only.", checks={})
+    if bubblewrap.program("bwrap") is None:
+        return Level(name="unavailable", why=f"bubblewrap is not installed. {REMEDY}", checks={})
+    version = subprocess.run(
+        [bubblewrap.program("bwrap") or "", "--version"], env={}, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    numbers = tuple(int(part) for part in version.rpartition(" ")[2].split(".") if part.isdigit())
+    if numbers < (0, 8):
+        return Level(name="unavailable", why=f"'{version}' is too old. {REMEDY}", checks={})
+    try:
+        checks = self_test(python)
+    except (K2Error, OSError) as error:
+        return Level(name="unavailable", why=f"{error} {USER_NAMESPACES}", checks={})
+    failed = [name for name, held in checks.items() if not held]
+    if failed:
+        return Level(name="unavailable", why=f"the self-test was not held: {', '.join(failed)}.", checks=checks)
+    return Level(name="strong", why=f"{version}, seccomp, {len(checks)} of {len(checks)} payloads held", checks=checks)

@@ -1,0 +1,336 @@
+"""The host's side of one sandbox: start the worker, run cells in it, interrupt, kill, and leave nothing behind.
+
+What comes out is data, never trusted: frames are bounded and parsed strictly, and a worker that says anything else is killed.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from attrs import define, field, frozen
+
+from k2core.errors import Unavailable
+from k2core_sandbox import bubblewrap, seccomp
+from k2core_sandbox.paths import Interpreter, interpreter, packages
+
+FRAME_LIMIT = 1 << 20  # bytes of one reply
+OUTPUT_KEPT = 1 << 20  # bytes of one cell's output that are kept; the rest is read and dropped
+START_S = 15.0
+GRACE_S = 2.0  # between SIGINT and SIGKILL
+POLICY = seccomp.Policy(local_sockets=True, modes=True)
+WORKER = Path(__file__).with_name("worker.py")
+
+
+class Reply(msgspec.Struct, forbid_unknown_fields=True):
+    """A frame of the worker."""
+
+    cell: int
+    status: Literal["ok", "error", "interrupted", "exit"]
+    value: str | None
+    error: str | None
+
+
+Status = Literal["ok", "error", "interrupted", "exit", "killed", "died"]
+
+
+@frozen(kw_only=True)
+class Cell:
+    """What became of one cell.
+
+    Attributes:
+        number: counted from 1 in each worker.
+        status: ``killed`` by us (deadline or limits) or ``died`` by itself; see `lost`.
+        output: what it printed, terminal sequences included, invalid UTF-8 replaced.
+        dropped: bytes of output beyond what is kept.
+        value: repr of the last expression.
+        error: traceback, or why it was killed.
+        seconds: wall time.
+    """
+
+    number: int
+    status: Status
+    output: str
+    dropped: int = 0
+    value: str | None = None
+    error: str | None = None
+    seconds: float
+
+    @property
+    def lost(self) -> bool:
+        """Whether the worker is gone, and the variables with it."""
+        return self.status in ("killed", "died", "exit")
+
+
+@define
+class Worker:
+    """A running worker. Use from one thread at a time; `kill` may come from any."""
+
+    process: subprocess.Popen[bytes]
+    first: int  # pidfd of the sandbox's first process: its end is the end of all
+    worker: int  # pidfd of the worker
+    requests: int
+    replies: int
+    output: int
+    root: int  # number of the sandbox's first process, for the watchdog
+    cells: int = 0
+    why_killed: str = ""
+    _lock: threading.Lock = field(factory=threading.Lock)
+    _closed: bool = False
+
+    @classmethod
+    def start(
+        cls,
+        workspace: Path,
+        *,
+        stage: Path | None = None,
+        python: Interpreter | None = None,
+        offered: Mapping[str, Path] | None = None,
+    ) -> "Worker":
+        """Start a worker at level ``strong``.
+
+        Args:
+            workspace: the folder it may write; as root it must belong to `bubblewrap.USER`.
+            stage: see `bubblewrap.command`.
+            python: the interpreter inside; ours by default.
+            offered: packages inside; those of `paths.OFFERED` by default.
+
+        Raises:
+            Unavailable: it did not start, with what it said.
+        """
+        ours: list[int] = []
+        theirs: list[int] = []
+        try:
+            requests_in, requests = _pipe(theirs, ours)
+            replies, replies_out = _pipe(ours, theirs)
+            output, output_out = _pipe(ours, theirs)
+            info, info_out = _pipe(ours, theirs)
+            source = _in_memory("worker", WORKER.read_bytes(), theirs)
+            rules = _in_memory("filter", seccomp.program(POLICY), theirs)
+            command = bubblewrap.command(
+                interpreter=python or interpreter(),
+                packages=packages() if offered is None else offered,
+                workspace=workspace,
+                worker=source,
+                filter=rules,
+                info=info_out,
+                arguments=(str(requests_in), str(replies_out)),
+                stage=stage,
+            )
+            passed = [fd for fd in theirs if fd != output_out]
+            process = subprocess.Popen(
+                command, env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=output_out, stderr=output_out, pass_fds=passed,
+                start_new_session=True,
+            )  # fmt: skip
+        except OSError as error:
+            _close(ours)
+            raise Unavailable(f"the sandbox could not be started: {error}") from error
+        finally:
+            _close(theirs)
+        started = cls(process, -1, -1, requests, replies, output, 0)
+        try:
+            started._meet(info)
+        except BaseException:
+            started.close()
+            raise
+        finally:
+            os.close(info)
+        return started
+
+    def _meet(self, info: int) -> None:
+        """Learn the process numbers and hear the worker's first word."""
+        until = time.monotonic() + START_S
+        said = b""
+        with contextlib.suppress(_Silent):
+            while not said.endswith(b"}\n"):
+                said += self._read(info, 4096, until)
+        try:
+            self.root = int(json.loads(said)["child-pid"])
+            self.first = os.pidfd_open(self.root)
+            reply = self._reply(until)
+            children = Path(f"/proc/{self.root}/task/{self.root}/children").read_text().split()
+            self.worker = os.pidfd_open(int(children[0]))
+        except (ValueError, KeyError, IndexError, OSError, _Silent, msgspec.MsgspecError) as error:
+            text = self._heard()[0].strip() or f"{type(error).__name__}: {error}"
+            raise Unavailable(f"the sandbox did not start: {text[-600:]}") from error
+        if reply.cell != 0:
+            raise Unavailable("the sandbox did not start: its worker's first word was something else")
+
+    def run(self, code: str, *, timeout_s: float) -> Cell:
+        """Run one cell; SIGINT after *timeout_s* seconds, SIGKILL `GRACE_S` later."""
+        self.cells += 1
+        number, started = self.cells, time.monotonic()
+        output, dropped = bytearray(), 0
+        reply: Reply | None = None
+        status: Status = "died"
+        try:
+            body = json.dumps({"cell": number, "code": code}).encode()
+            self._write(len(body).to_bytes(4, "big") + body, started + timeout_s + GRACE_S)
+            interrupted = False
+            frame = bytearray()
+            while reply is None:
+                now = time.monotonic()
+                until = started + timeout_s + (GRACE_S if interrupted else 0.0)
+                if now >= until and interrupted:
+                    self.kill(f"it ran longer than {timeout_s:g} s and did not stop when interrupted")
+                elif now >= until:
+                    signal.pidfd_send_signal(self.worker, signal.SIGINT)
+                    interrupted = True
+                    continue
+                ready, _, _ = select.select([self.output, self.replies], [], [], max(0.0, until - now))
+                if self.output in ready:
+                    dropped += _take(self.output, output)
+                if self.replies in ready:
+                    more = os.read(self.replies, 65536)
+                    if not more:
+                        break
+                    frame += more
+                    reply = _parsed(frame, number)
+            if reply is not None:
+                status = reply.status
+        except (OSError, _Silent):
+            status = "died"
+        except msgspec.MsgspecError:
+            self.kill("it forged a reply")
+        if reply is None:
+            self._end()
+        while select.select([self.output], [], [], 0)[0]:
+            before = len(output)
+            more_dropped = _take(self.output, output)
+            dropped += more_dropped
+            if len(output) == before and not more_dropped:
+                break
+        if self.why_killed:
+            status = "killed"
+        error = self.why_killed or (reply.error if reply else "the interpreter ended")
+        return Cell(
+            number=number,
+            status=status,
+            output=output.decode("utf-8", "replace"),
+            dropped=dropped,
+            value=reply.value if reply else None,
+            error=error,
+            seconds=round(time.monotonic() - started, 6),
+        )
+
+    def kill(self, why: str) -> None:
+        """End every process of the sandbox at once."""
+        with self._lock:
+            if self._closed or self.why_killed:
+                return
+            self.why_killed = why
+            if self.first >= 0:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.first, signal.SIGKILL)
+            self.process.kill()
+
+    def close(self) -> None:
+        """End it and give everything back."""
+        self.kill("closed")
+        self._end()
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                _close([fd for fd in (self.first, self.worker, self.requests, self.replies, self.output) if fd >= 0])
+
+    def _end(self) -> None:
+        """Wait until the processes are gone; they are killed first."""
+        self.process.kill()
+        self.process.wait()
+        if self.first >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.first, signal.SIGKILL)
+            select.select([self.first], [], [], GRACE_S)
+
+    def _reply(self, until: float) -> Reply:
+        frame = bytearray()
+        while True:
+            frame += self._read(self.replies, 65536, until)
+            reply = _parsed(frame, 0)
+            if reply is not None:
+                return reply
+
+    def _read(self, descriptor: int, size: int, until: float) -> bytes:
+        if not select.select([descriptor], [], [], max(0.0, until - time.monotonic()))[0]:
+            raise _Silent("it said nothing")
+        data = os.read(descriptor, size)
+        if not data:
+            raise _Silent("it ended")
+        return data
+
+    def _write(self, data: bytes, until: float) -> None:
+        view = memoryview(data)
+        while view:
+            if not select.select([], [self.requests], [], max(0.0, until - time.monotonic()))[1]:
+                raise _Silent("it does not listen")
+            view = view[os.write(self.requests, view[: select.PIPE_BUF]) :]
+
+    def _heard(self) -> tuple[str, int]:
+        output = bytearray()
+        dropped = 0
+        while select.select([self.output], [], [], 0.2)[0]:
+            before = len(output)
+            dropped += _take(self.output, output)
+            if len(output) == before:
+                break
+        return output.decode("utf-8", "replace"), dropped
+
+
+class _Silent(Exception):
+    """The other side does not answer."""
+
+
+def _parsed(frame: bytearray, number: int) -> Reply | None:
+    """The reply once its frame is complete.
+
+    Raises:
+        msgspec.MsgspecError: it is too long, not of the form, not for this cell, or something follows it.
+    """
+    if len(frame) < 4:
+        return None
+    size = int.from_bytes(frame[:4], "big")
+    if size > FRAME_LIMIT or len(frame) > 4 + size:
+        raise msgspec.ValidationError("a reply that is too long")
+    if len(frame) < 4 + size:
+        return None
+    reply = msgspec.json.decode(bytes(frame[4:]), type=Reply)
+    if reply.cell != number:
+        raise msgspec.ValidationError("a reply for another cell")
+    return reply
+
+
+def _take(descriptor: int, into: bytearray) -> int:
+    """Read once, keep what still fits; how many bytes were dropped."""
+    data = os.read(descriptor, 65536)
+    room = max(0, OUTPUT_KEPT - len(into))
+    into += data[:room]
+    return len(data) - min(room, len(data))
+
+
+def _pipe(reader: list[int], writer: list[int]) -> tuple[int, int]:
+    read, write = os.pipe()
+    reader.append(read)
+    writer.append(write)
+    return read, write
+
+
+def _in_memory(name: str, data: bytes, descriptors: list[int]) -> int:
+    """A file in memory that holds *data*, read from its begin."""
+    descriptor = os.memfd_create(name)
+    descriptors.append(descriptor)
+    os.write(descriptor, data)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _close(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

@@ -1,0 +1,130 @@
+"""Bounds what resource limits do not: the memory of all processes together, their number, the workspace's bytes and files.
+
+RLIMIT_AS holds for one process; forty forks of one that stays below it fill the machine. So a thread on the host sums the
+proportional set sizes of the whole tree and kills the sandbox when a bound is passed. Files in the sandbox's own /tmp and
+/dev/shm are bounded by their file systems.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import structlog
+from attrs import define, field, frozen
+
+from k2core_sandbox.process import Worker
+
+log = structlog.get_logger()
+
+
+@frozen(kw_only=True)
+class Bounds:
+    """What one sandbox may use.
+
+    Attributes:
+        memory: bytes, the sum of the processes' proportional set sizes.
+        processes: how many, threads not counted.
+        disk: bytes of the workspace's files, as allocated.
+        files: entries of the workspace, folders counted.
+        every_s: seconds between two looks.
+    """
+
+    memory: int = 1 << 30
+    processes: int = 64
+    disk: int = 512 << 20
+    files: int = 20_000
+    every_s: float = 0.05
+
+
+@define
+class Watchdog:
+    """Watches one worker until it is stopped; `with` starts and stops it."""
+
+    worker: Worker
+    workspace: Path
+    bounds: Bounds = field(factory=Bounds)
+    peak: int = 0  # the most memory seen, in bytes
+    _stop: threading.Event = field(factory=threading.Event, init=False)
+    _thread: threading.Thread | None = field(default=None, init=False)
+
+    def __enter__(self) -> "Watchdog":
+        self._thread = threading.Thread(target=self._watch, name="k2core-sandbox-watchdog", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.bounds.every_s):
+            try:
+                why = self.broken()
+            except OSError as error:  # a watchdog that cannot see must not look the other way
+                why = f"the watchdog could not look: {error}"
+            if why:
+                log.warning("sandbox.killed", reason=why)
+                self.worker.kill(why)
+                return
+
+    def broken(self) -> str:
+        """Which bound is passed, in words; empty if none is."""
+        members = tree(self.worker.root)
+        memory = sum(proportional_size(number) for number in members)
+        self.peak = max(self.peak, memory)
+        if memory > self.bounds.memory:
+            return f"its processes used {memory >> 20} MiB of memory, more than {self.bounds.memory >> 20}"
+        if len(members) > self.bounds.processes:
+            return f"it had {len(members)} processes, more than {self.bounds.processes}"
+        size, files = usage(self.workspace, self.bounds.files)
+        if files > self.bounds.files:
+            return f"its workspace had more than {self.bounds.files} files"
+        if size > self.bounds.disk:
+            return f"its workspace held {size >> 20} MiB, more than {self.bounds.disk >> 20}"
+        return ""
+
+
+def tree(root: int) -> list[int]:
+    """Process numbers of *root* and everything below it; those that end meanwhile may be missing."""
+    members, at = [root], 0
+    while at < len(members):
+        try:
+            for task in Path(f"/proc/{members[at]}/task").iterdir():
+                members += [int(number) for number in (task / "children").read_bytes().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            pass  # ended since it was listed
+        at += 1
+    return members
+
+
+def proportional_size(number: int) -> int:
+    """Bytes of memory of a process, each shared page counted in part (in full where it hides them); 0 if it has ended."""
+    try:
+        for line in Path(f"/proc/{number}/smaps_rollup").read_bytes().splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) << 10
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    except PermissionError:  # it made itself undumpable; how much is resident can always be read
+        return int(Path(f"/proc/{number}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGESIZE")
+    return 0
+
+
+def usage(folder: Path, most: int) -> tuple[int, int]:
+    """Allocated bytes and entries below *folder*; counting ends when there are more than *most* entries."""
+    size = files = 0
+    waiting = [str(folder)]
+    while waiting and files <= most:
+        try:
+            with os.scandir(waiting.pop()) as listing:
+                for entry in listing:
+                    files += 1
+                    if files > most:
+                        break
+                    size += entry.stat(follow_symlinks=False).st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(entry.path)
+        except FileNotFoundError:
+            continue  # removed since it was listed
+    return size, files
