@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -272,17 +273,17 @@ def test_the_budget_of_seconds_bounds_a_tool(tmp_path: Path) -> None:
         time.sleep(20)
         return "late"
 
-    agent = agent_of(tmp_path, [calling("wait", {}, 0)], limits=Limits(seconds=0.3))
+    agent = agent_of(tmp_path, [calling("wait", {}, 0)], limits=Limits(seconds=2))
     agent.tools.add(wait)
     result, events = ask(agent)
 
     assert result.status == "partial" and result.seconds < 10
-    assert of_kind(events, ToolReturned)[0].text.startswith("error: timed out after 0.")
+    assert re.fullmatch(r"error: timed out after [01]\.\d+ s", of_kind(events, ToolReturned)[0].text)
 
 
 def test_what_was_heard_of_an_interrupted_turn_is_kept(tmp_path: Path) -> None:
     """When the seconds run out in a turn, its thinking so far is in the journal, and the conversation stays valid."""
-    agent = agent_of(tmp_path, [], limits=Limits(seconds=0.3))
+    agent = agent_of(tmp_path, [], limits=Limits(seconds=2))
     agent.model = ScriptedModel([Message(role="assistant", reasoning="word " * 4000)], delay_s=0.01)
     result, events = ask(agent)
 

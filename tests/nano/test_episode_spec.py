@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2core.agent import projection, window
+from k2core.agent.answering import REVISIONS
 from k2core.agent.journal import Journal
-from k2core.agent.loop import REVISIONS, Agent
+from k2core.agent.loop import Agent
 from k2core.agent.session import Choice, session_tools
 from k2core.interfaces import Finding, ModelProfile, Verdict
 from k2core.messages import Message, ToolCall

@@ -1,0 +1,77 @@
+"""Answer, verify, revise: what the model wants to conclude with is checked, and goes back to it when it does not hold.
+
+An answer comes as a call of `answer`, whose result is the verdict, or as plain text, whose verdict is a message.
+"""
+
+from collections.abc import AsyncIterator
+
+from k2core.agent import projection
+from k2core.agent.concluding import conclude, wind_down
+from k2core.agent.work import Work
+from k2core.control import ANSWER
+from k2core.events import Stored, TurnEnded, VerdictGiven, Warned
+from k2core.interfaces import Answer, ToolResult, Verdict
+from k2core.messages import ToolCall
+from k2core.verify import answer_from_text, check
+
+REVISIONS = 2  # a failed check goes back to the model at most this often
+NUDGES = 2  # an empty or cut turn is answered with a hint at most this often in a row
+
+
+async def answer_by_call(work: Work, call: ToolCall, index: int, answer: Answer) -> AsyncIterator[Stored]:
+    """The verdict is the call's result; a final answer also becomes the assistant's last message."""
+    verdict, events = await _verify(work, answer)
+    for stored in events:
+        yield stored
+    yield await work.observe(call, index, ToolResult(text=verdict.render(), ok=verdict.accepted))
+    if _is_final(work, verdict):
+        for stored in await conclude(work, answer, verdict, write_message=True):
+            yield stored
+
+
+async def answer_in_words(work: Work, turn: TurnEnded) -> AsyncIterator[Stored]:
+    """A turn without calls: its text is an answer; a turn that is empty or was cut is answered with a hint."""
+    if turn.finish_reason == "length" or not turn.content.strip():
+        async for stored in _nudge(work, turn):
+            yield stored
+        return
+    if ANSWER in work.tools.names() and (turn.reasoning or "").strip():
+        (stored,) = await work.append(
+            Warned(text="answered in plain content: the family's history rule drops its reasoning from now on")
+        )
+        yield stored
+    answer = answer_from_text(turn.content)
+    verdict, events = await _verify(work, answer)
+    for stored in events:
+        yield stored
+    if _is_final(work, verdict):
+        for stored in await conclude(work, answer, verdict, write_message=False):
+            yield stored
+    else:
+        yield await work.say(f"Your answer was {verdict.render()}. Correct it.")
+
+
+async def _verify(work: Work, answer: Answer) -> tuple[Verdict, list[Stored]]:
+    """Ask the verifiers; the verdict and any trouble they had go into the journal."""
+    work.attempts += 1
+    verdict, warnings = await check(answer, projection.trajectory(work.events), work.verifiers)
+    given = VerdictGiven(attempt=work.attempts, accepted=verdict.accepted, findings=verdict.findings)
+    return verdict, await work.append(*(Warned(text=line) for line in warnings), given)
+
+
+def _is_final(work: Work, verdict: Verdict) -> bool:
+    """It holds, or it was revised as often as it may be."""
+    return verdict.accepted or work.attempts > REVISIONS
+
+
+async def _nudge(work: Work, turn: TurnEnded) -> AsyncIterator[Stored]:
+    """Tell the model that its turn said nothing; when it goes on like that, wind down."""
+    work.silences += 1
+    limit = work.options.max_tokens
+    what = f"was cut at its limit of {limit} tokens" if turn.finish_reason == "length" else "was empty"
+    reached = work.budget.reached()
+    if reached is None and work.silences <= NUDGES:
+        yield await work.say(f"Your turn {what}. Call a tool, or answer.")
+        return
+    async for stored in wind_down(work, reached or f"the model's turn {what}, {work.silences} times in a row"):
+        yield stored

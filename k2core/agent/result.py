@@ -1,0 +1,58 @@
+"""How a question ended, computed from its events."""
+
+from collections.abc import Mapping, Sequence
+
+from attrs import frozen
+
+from k2core.agent import projection
+from k2core.events import AnswerGiven, AnswerStatus, RunEnded, RunStarted, Stored, TurnEnded
+
+
+@frozen(kw_only=True)
+class RunResult:
+    """How a question ended.
+
+    Attributes:
+        run: the run's id in the journal.
+        status: see `AnswerGiven`.
+        answer: the answer's event.
+        calls: tool calls of this question.
+        tokens: generated tokens of this question.
+        computed_tokens: tokens that went through the model, prompts included.
+        reasoning_tokens: generated tokens that were thinking.
+        seconds: wall time.
+        model_seconds: the part of it inside the backend.
+        model: the model's identity.
+    """
+
+    run: str
+    status: AnswerStatus
+    answer: AnswerGiven
+    calls: int
+    tokens: int
+    computed_tokens: int
+    reasoning_tokens: int
+    seconds: float
+    model_seconds: float
+    model: Mapping[str, str]
+
+
+def result_of(events: Sequence[Stored]) -> RunResult:
+    """The result that the events of one question amount to."""
+    answer = projection.last_answer(events)
+    end = next(stored.event for stored in reversed(events) if isinstance(stored.event, RunEnded))
+    started = [stored.event for stored in events if isinstance(stored.event, RunStarted)]
+    usages = [stored.event.usage for stored in events if isinstance(stored.event, TurnEnded)]
+    assert answer is not None  # a run that ended by itself has an answer
+    return RunResult(
+        run=events[-1].run,
+        status=answer.status,
+        answer=answer,
+        calls=end.calls,
+        tokens=end.tokens,
+        computed_tokens=sum(usage.computed_tokens for usage in usages),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
+        seconds=end.seconds,
+        model_seconds=sum(usage.model_seconds for usage in usages),
+        model=started[0].model if started else {},
+    )

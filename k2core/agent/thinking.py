@@ -1,0 +1,108 @@
+"""Think: one turn of the model, streamed as it comes, stored when it is whole."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+from attrs import evolve
+
+from k2core.agent import projection, window
+from k2core.agent.concluding import wind_down
+from k2core.agent.work import Work
+from k2core.errors import CapacityError
+from k2core.events import Live, ResultsHidden, Stored, TurnEnded
+from k2core.messages import ContentDelta, Delta, ReasoningDelta, TurnEnd
+
+Part = TypeVar("Part")
+
+
+async def think(work: Work) -> AsyncIterator[Stored | Live]:
+    """One turn of the model.
+
+    Afterwards `Work.turn` is the turn to act upon. It is None where the seconds ran out in the middle (what was heard is
+    stored, and the next step winds down), and where the prompt does not fit (the run has ended).
+    """
+    for stored in await _make_room(work):
+        yield stored
+    end: TurnEnd | None = None
+    work.turn, work.heard = None, []
+    try:
+        async with _closing(_parts(work)) as parts:
+            async for part in parts:
+                if isinstance(part, TurnEnd):
+                    end = part
+                else:
+                    work.heard.append(part)
+                    yield Live(delta=part)
+    except CapacityError as error:
+        async for stored in wind_down(work, str(error)):
+            yield stored
+        return
+    if end is None:
+        for stored in await work.append(*interrupted(work)):
+            yield stored
+        return
+    turn = TurnEnded(
+        reasoning=end.message.reasoning,
+        content=end.message.content,
+        calls=end.message.tool_calls,
+        token_ids=end.message.token_ids,
+        finish_reason=end.finish_reason,
+        usage=end.usage,
+    )
+    work.heard = []
+    work.budget.spend(end.usage)
+    work.tokens += end.usage.completion_tokens
+    for stored in await work.append(turn):
+        yield stored
+    work.messages.append(turn.message())
+    work.turn = turn
+
+
+def interrupted(work: Work) -> list[TurnEnded]:
+    """What was heard of a turn that did not end, as an event; its calls may be incomplete and are left out."""
+    reasoning = "".join(part.text for part in work.heard if isinstance(part, ReasoningDelta))
+    content = "".join(part.text for part in work.heard if isinstance(part, ContentDelta))
+    work.heard = []
+    return [TurnEnded(reasoning=reasoning, content=content, finish_reason="cancelled")] if reasoning or content else []
+
+
+async def _make_room(work: Work) -> list[Stored]:
+    """Hide the oldest tool results, in one block, when the context is nearly full."""
+    turns = [stored.event for stored in work.events if isinstance(stored.event, TurnEnded)]
+    hidden = window.to_hide(work.messages, turns[-1].usage, work.model.profile.context) if turns else ()
+    if not hidden:
+        return []
+    stored = await work.append(ResultsHidden(calls=hidden))
+    work.messages = projection.messages(work.events)
+    return stored
+
+
+async def _parts(work: Work) -> AsyncIterator[Delta | TurnEnd]:
+    """The model's parts, until the turn ends or the seconds run out."""
+    options = evolve(work.options, max_reasoning_tokens=work.budget.reasoning_left())
+    async with _closing(work.model.generate(work.messages, work.tools.declarations(), options)) as parts:
+        while True:
+            try:
+                # the deadline surrounds one part only: a timeout across a yield could hit the consumer's code
+                async with asyncio.timeout(work.budget.seconds_left()):
+                    part = await anext(parts)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if work.budget.reached() is None:
+                    raise  # somebody else's timeout, not the budget's
+                return
+            yield part
+
+
+@contextlib.asynccontextmanager
+async def _closing(parts: AsyncIterator[Part]) -> AsyncIterator[AsyncIterator[Part]]:
+    """Close *parts* afterwards, where it can be closed: that is how a turn is cancelled."""
+    try:
+        yield parts
+    finally:
+        close = getattr(parts, "aclose", None)
+        if close is not None:
+            await close()

@@ -1,0 +1,137 @@
+"""One question being worked on: what it may use, what has happened so far, and the only ways to add to that.
+
+The steps of the loop (`thinking`, `calling`, `answering`, `concluding`) are functions over a `Work`. Whatever they do goes
+through `Work.append`, which returns when it is durable in the journal.
+"""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import define, field
+
+import k2core
+from k2core.agent import projection
+from k2core.agent.budget import Budget
+from k2core.agent.journal import Journal
+from k2core.agent.prompts import SYSTEM
+from k2core.events import AnswerGiven, Event, MessageAdded, RunEnded, RunStarted, Stored, ToolReturned, TurnEnded
+from k2core.interfaces import ChatModel, GenerateOptions, ToolResult, Verifier
+from k2core.messages import Delta, Message, ToolCall
+from k2core.tools import Registry
+
+
+@define(kw_only=True)
+class Work:
+    """One question being worked on.
+
+    Attributes:
+        model: generates turns.
+        tools: the session's tools.
+        verifiers: asked about every answer.
+        journal: keeps the run.
+        options: sampling and the length of one turn.
+        budget: what the question may use and has used.
+        run: the run's id; empty before `begin`.
+        events: of the run so far, those of earlier questions included.
+        messages: the conversation that the model's next turn continues.
+        heard: of the turn that is being generated.
+        turn: the turn to act upon, None while there is none.
+        attempts: answers that were verified.
+        silences: turns in a row that were empty or cut.
+        tokens: generated for this question.
+        ended: the run's end is in the journal.
+    """
+
+    model: ChatModel
+    tools: Registry
+    verifiers: Sequence[Verifier]
+    journal: Journal
+    options: GenerateOptions
+    budget: Budget
+    run: str = ""
+    events: list[Stored] = field(factory=list)
+    messages: list[Message] = field(factory=list)
+    heard: list[Delta] = field(factory=list)
+    turn: TurnEnded | None = None
+    attempts: int = 0
+    silences: int = 0
+    tokens: int = 0
+    ended: bool = False
+    _started: float = field(factory=time.perf_counter)
+
+    async def begin(self, question: str, run: str | None) -> list[Stored]:
+        """Start a run, or continue *run*, and put the question into the conversation."""
+        fresh: list[Event] = []
+        if run is None:
+            self.run = self.journal.start_run()
+            fresh.append(self._run_started(question))
+            fresh.append(MessageAdded(role="system", content=self.model.profile.system or SYSTEM))
+        else:
+            self.run = run
+            self.events = list(self.journal.events(run))
+        stored = await self.append(*fresh, MessageAdded(role="user", content=question))
+        self.messages = projection.messages(self.events)
+        return stored
+
+    async def append(self, *events: Event) -> list[Stored]:
+        """Durable in the journal when it returns."""
+        stored = await self.journal.append(self.run, *events) if events else []
+        self.events.extend(stored)
+        return stored
+
+    async def observe(self, call: ToolCall, index: int, result: ToolResult) -> Stored:
+        """Put the result of call number *index* into the journal and the conversation."""
+        returned = ToolReturned(
+            call_id=call.id,
+            index=index,
+            name=call.name,
+            text=result.text,
+            ok=result.ok,
+            duration_ms=round(result.duration_ms, 3),
+            full_bytes=result.full_bytes,
+            truncated=result.truncated,
+        )
+        (stored,) = await self.append(returned)
+        self.messages.append(projection.tool_message(call.id, call.name, result.text))
+        return stored
+
+    async def say(self, text: str) -> Stored:
+        """A word of the framework to the model."""
+        message = MessageAdded(role="system", name="framework", content=text)
+        (stored,) = await self.append(message)
+        self.messages.append(message.message())
+        return stored
+
+    async def end(self, given: AnswerGiven, *, write_message: bool) -> list[Stored]:
+        """Write the answer and the end of the run; with *write_message* also as the assistant's last message."""
+        self.ended = True
+        message = [MessageAdded(role="assistant", content=given.text)] if write_message else []
+        return await self.append(*message, given, RunEnded(status=given.status, **self.totals()))
+
+    def totals(self) -> dict[str, Any]:
+        """What the question cost so far, as `RunEnded` has it."""
+        seconds = round(time.perf_counter() - self._started, 3)
+        return {"seconds": seconds, "tokens": self.tokens, "calls": self.budget.calls}
+
+    def _run_started(self, question: str) -> RunStarted:
+        declarations = json.dumps(self.tools.declarations(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        limits, options = self.budget.limits, self.options
+        return RunStarted(
+            question=question,
+            model=dict(self.model.identity()),
+            seed=options.seed,
+            limits={name: getattr(limits, name) for name in ("calls", "reasoning_tokens", "seconds")},
+            tools=self.tools.names(),
+            declarations_hash=hashlib.sha256(declarations.encode()).hexdigest(),
+            versions={"k2core": k2core.__version__, "python": platform.python_version()},
+            options={
+                "max_tokens": options.max_tokens,
+                "temperature": options.temperature,
+                "top_p": options.top_p,
+                "min_p": options.min_p,
+            },
+        )
