@@ -81,7 +81,8 @@ class Agent:
                 async for item in _step(work):
                     yield item
         except (asyncio.CancelledError, GeneratorExit):
-            await asyncio.shield(work.append(*interrupted(work), RunEnded(status="cancelled", **work.totals())))
+            if work.run and not work.ended:
+                await asyncio.shield(work.append(*interrupted(work), RunEnded(status="cancelled", **work.totals())))
             raise
         except Exception:
             if work.run and not work.ended:

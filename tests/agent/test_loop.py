@@ -419,6 +419,24 @@ def test_cancelling_leaves_a_run_that_can_be_shown(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_ends_once(tmp_path: Path) -> None:
+    """Leaving the stream at its very last event cancels nothing: the run has ended, and says so once."""
+
+    async def to_the_end(agent: Agent) -> str:
+        stream = agent.stream("Hi?")
+        async for item in stream:
+            if isinstance(item, Stored) and isinstance(item.event, RunEnded):
+                await stream.aclose()  # type: ignore[attr-defined]
+                return item.run
+        raise AssertionError("the run did not end")
+
+    agent = agent_of(tmp_path, [answering("Hello.", 0)])
+    run = asyncio.run(to_the_end(agent))
+
+    events = [stored.event for stored in agent.journal.events(run)]
+    assert [event.status for event in of_kind(events, RunEnded)] == ["answered"]
+
+
 def test_deltas_are_live_and_come_before_their_turn(tmp_path: Path) -> None:
     """Streamed pieces are provisional: each arrives before the stored turn that holds it."""
 
