@@ -14,6 +14,7 @@ from k2core.cli.display import Display
 from k2core.cli.output import print_text
 from k2core.cli.settings import Value
 from k2core.cli.streams import Caught, strangers_code
+from k2core.cli.text import counted, joined
 from k2core.errors import K2Error
 from k2core.events import Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
 from k2core.plugins import Plugins
@@ -159,17 +160,16 @@ def tokens_per_second(asked: Asked) -> float | None:
     return round(sum(usage.completion_tokens for usage in usages) / seconds, 1) if seconds > 0 else None
 
 
-def cost_line(asked: Asked, result: RunResult, model: dict[str, str]) -> str:
-    """One line: tokens, calls, seconds, tokens/s, model, backend, numerics."""
+def cost_parts(asked: Asked, result: RunResult, model: dict[str, str]) -> list[str]:
+    """Tokens, calls, seconds, tokens/s, and in one part model, backend and numerics."""
     rate = tokens_per_second(asked)
-    parts = [
-        f"{result.tokens:,} tokens ({result.reasoning_tokens:,} thinking)",
-        f"{result.calls} call{'s' if result.calls != 1 else ''}",
+    return [
+        f"{counted(result.tokens, 'token')} ({result.reasoning_tokens:,} thinking)",
+        counted(result.calls, "call"),
         f"{result.seconds:.2f} s",
         *([f"{rate:,.0f} tokens/s"] if rate else []),
-        *(model[key] for key in ("model", "backend", "numerics") if model.get(key)),
+        " · ".join(model[key] for key in ("model", "backend", "numerics") if model.get(key)),
     ]
-    return " · ".join(parts)
 
 
 def show_command(run: str, store: Value) -> str:
@@ -202,7 +202,8 @@ def _parsed(arguments: str) -> Any:
 def show_result(display: Display, asked: Asked, result: RunResult, identity: dict[str, str]) -> None:
     """The answer on stdout; its evidence and its cost on the display."""
     display.screen.gap()
-    print_text(result.answer.text, bold=True)
+    print_text(display.plain(result.answer.text), bold=True)
     display.screen.gap()
     display.answer_details(result.answer)
-    display.screen.block("cost", [(cost_line(asked, result, identity), "dim")], "dim")
+    cost = joined(cost_parts(asked, result, identity), display.screen.width)
+    display.screen.block("cost", [(cost, "dim")], "dim")

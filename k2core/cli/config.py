@@ -37,7 +37,7 @@ def show(app: App, as_json: bool) -> None:
     rows = [[name, _text(one.value), one.origin, one.key.help] for name, one in settings.values.items()]
     print_table(("setting", "value", "origin", "what it is"), rows, "")
     state = "" if settings.file.is_file() else " (does not exist)"
-    click.echo(f"\nfile: {settings.file}{state}; environment: K2CORE_ and a setting's name in capitals")
+    click.echo(f"\nfile: {settings.file}{state}\nenvironment: K2CORE_ and a setting's name in capitals")
 
 
 def _text(value: object) -> str:

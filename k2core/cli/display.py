@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from attrs import define, field
 
 from k2core.cli.screen import Screen, Spans
-from k2core.cli.text import arguments_text, cut, one_line, to_json
+from k2core.cli.text import arguments_text, counted, cut, joined, one_line, to_json
 from k2core.control import ANSWER
 from k2core.events import (
     AnswerGiven,
@@ -63,6 +63,7 @@ class Display:
     _calls: dict[int, str] = field(factory=dict, init=False)  # event of a result -> what was called
     _indices: dict[int, int] = field(factory=dict, init=False)  # event of a result -> the call's number
     _results: dict[int, str] = field(factory=dict, init=False)  # the call's number -> what came back
+    _written: dict[str, str] = field(factory=dict, init=False)  # how an unfinished answer names a call -> for people
     _running: str = field(default="", init=False)  # the tool whose result is awaited
 
     def show(self, item: Stored | Live) -> None:
@@ -90,20 +91,22 @@ class Display:
             limit = 100_000 if self.whole else 300
             text = one_line(_asked(event, self.whole), limit)
             self._calls[event.index], self._running = f"{event.name} {text}", event.name
+            self._written[f"- {event.name} {event.arguments}:"] = f"- {event.name} {arguments_text(event.arguments)}:"
             self._block(sequence, f"call {event.index}", [(event.name, "cyan"), (f" {text}", "")], "cyan")
         elif isinstance(event, ToolReturned):
             self._returned(sequence, event)
         elif isinstance(event, VerdictGiven):
             self._verdict(sequence, event)
         elif isinstance(event, BudgetReached):
-            line = f"{event.limit:g} {event.which.replace('_', ' ')} used up"
+            what = event.which.replace("_", " ")
+            line = f"{event.limit:g} {what.removesuffix('s') if event.limit == 1 else what} used up"
             self._block(sequence, "budget", [(line, "yellow")], "yellow")
         elif isinstance(event, Warned):
             self._block(sequence, "warning", [(event.text, "yellow")], "yellow")
         elif isinstance(event, NoteKept):
             self._block(sequence, "note", [(self._cut(event.text), "")], "cyan")
         elif isinstance(event, ResultsHidden):
-            line = f"{len(event.calls)} old results, for room in the model's context"
+            line = f"{counted(len(event.calls), 'old result')}, for room in the model's context"
             self._block(sequence, "hidden", [(line, "dim")], "dim")
         elif self.whole:
             self._of_the_log(sequence, event)
@@ -161,7 +164,8 @@ class Display:
             first = [name for name in ("model", "backend", "numerics") if event.model.get(name)]
             rest = sorted(name for name in event.model if name not in first and event.model[name])
             parts = [event.model[name] for name in first] + [f"{name} {event.model[name]}" for name in rest]
-            self._block(sequence, "model", [(one_line(" · ".join([*parts, f"seed {event.seed}"]), 600), "")], "bold")
+            shown = joined([one_line(part, 100) for part in (*parts, f"seed {event.seed}")], self.screen.width)
+            self._block(sequence, "model", [(shown, "")], "bold")
             self.screen.block("", [("tools " + ", ".join(event.tools), "dim")])
         elif isinstance(event, MessageAdded):
             label = {"user": "question", "assistant": "message"}.get(event.role, event.name or event.role)
@@ -169,10 +173,11 @@ class Display:
             content = one_line(event.content, 60) if event.role == "assistant" else event.content
             self._block(sequence, label, [(content, "" if event.role == "user" else "dim")], "bold")
         elif isinstance(event, AnswerGiven):
-            self._block(sequence, "answer", [(event.text, "bold")], STATUS_STYLE[event.status])
+            self._block(sequence, "answer", [(self.plain(event.text), "bold")], STATUS_STYLE[event.status])
             self.answer_details(event)
         elif isinstance(event, RunEnded):
-            line = f"{event.status}: {event.tokens} tokens, {event.calls} calls, {event.seconds:.2f} s"
+            cost = f"{counted(event.tokens, 'token')}, {counted(event.calls, 'call')}, {event.seconds:.2f} s"
+            line = f"{event.status}: {cost}"
             self._block(sequence, "end", [(line, STATUS_STYLE.get(event.status, ""))], "bold")
         elif isinstance(event, UnknownEvent):
             self._block(sequence, event.kind, [("written by another version of k2core; see --json", "dim")], "dim")
@@ -181,11 +186,11 @@ class Display:
         """Why it is not simply answered, and each claim with the calls that support it."""
         if answer.status != "answered":
             style = STATUS_STYLE[answer.status]
-            self.screen.block(answer.status, [(answer.reason or "no reason is known", style)], f"bold {style}")
+            self._block(None, answer.status, [(answer.reason or "no reason is known", style)], f"bold {style}")
         for number, claim in enumerate(answer.claims):
             found = [event for one in answer.evidence if one.claim == number for event in one.events]
             calls = dict.fromkeys([*claim.evidence, *(self._indices[event] for event in found if event in self._indices)])
-            self.screen.block("evidence" if number == 0 else "", [(one_line(claim.text, 300), "")], "bold")
+            self._block(None, "evidence" if number == 0 else "", [(one_line(claim.text, 300), "")], "bold")
             for index in calls:
                 if index in self._calls:
                     asked = f"call {index}: {one_line(self._calls[index], 160)} → "
@@ -204,14 +209,20 @@ class Display:
                 self._indices[stored.sequence] = stored.event.index
                 self._results[stored.event.index] = stored.event.text
 
+    def plain(self, text: str) -> str:
+        """An answer's text; the calls that an unfinished one lists are given as calls are shown everywhere, not as JSON."""
+        for written, shown in self._written.items():
+            text = text.replace(written, shown)
+        return text
+
     def _result(self, index: int) -> str:
         return one_line(self._results.get(index, "no result came back"), 200)
 
     def _cut(self, text: str, lines: int = 8) -> str:
         return text if self.whole else cut(text, lines, 100 * lines)
 
-    def _block(self, sequence: int, label: str, spans: Spans, style: str = "") -> None:
-        self.screen.block(f"{sequence:>3}  {label}" if self.whole else label, spans, style)
+    def _block(self, sequence: int | None, label: str, spans: Spans, style: str = "") -> None:
+        self.screen.block(f"{sequence or '':>3}  {label}" if self.whole else label, spans, style)
 
 
 def _asked(event: ToolIntent, whole: bool) -> str:
@@ -220,7 +231,7 @@ def _asked(event: ToolIntent, whole: bool) -> str:
         try:
             arguments = json.loads(event.arguments)
             claims = len(arguments["claims"])
-            return f"{to_json(str(arguments['text']))} ({claims} claim{'' if claims == 1 else 's'})"
+            return f"{to_json(str(arguments['text']))} ({counted(claims, 'claim')})"
         except (ValueError, RecursionError, LookupError, TypeError):
             pass  # the registry tells the model what is wrong with it; it is shown as it was written
     return arguments_text(event.arguments)

@@ -53,7 +53,10 @@ def print_text(text: str, *, bold: bool = False) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], empty: str) -> None:
-    """Aligned columns on stdout, *empty* when there are no rows; on a terminal the last column is cut to fit."""
+    """Aligned columns on stdout, *empty* when there are no rows; on a terminal the last column is wrapped.
+
+    Where there is no room for it beside the others, it gets lines of its own below.
+    """
     if not rows:
         click.echo(empty)
         return
@@ -62,9 +65,21 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], empty: str
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     limit = _width()
     for number, line in enumerate(lines):
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        text = text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+        text = _laid_out(line, widths, limit)
         click.secho(text, bold=number == 0 and limit is not None and "NO_COLOR" not in os.environ)
+
+
+def _laid_out(line: Sequence[str], widths: Sequence[int], limit: int | None) -> str:
+    import textwrap
+
+    *cells, last = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+    beside = sum(widths[:-1]) + 2 * len(cells)
+    if limit is None or beside + widths[-1] <= limit:
+        return "  ".join([*cells, last]).rstrip()
+    if limit - beside >= 24:
+        wrapped = textwrap.wrap(last, limit - beside)
+        return "  ".join([*cells, f"\n{' ' * beside}".join(wrapped)]).rstrip()
+    return "\n".join(["  ".join(cells).rstrip(), *(f"    {part}" for part in textwrap.wrap(last, max(20, limit - 4)))])
 
 
 def _width() -> int | None:

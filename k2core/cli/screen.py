@@ -27,6 +27,11 @@ Spans = Sequence[tuple[str, str]]  # (text, style); styles are "", dim, bold, gr
 class Screen(Protocol):
     """A place to show things."""
 
+    @property
+    def width(self) -> int | None:
+        """Columns beside the label; None where lines have no end."""
+        ...
+
     def block(self, label: str, spans: Spans, style: str = "") -> None:
         """A label and text beside it; *style* is the label's."""
         ...
@@ -59,6 +64,7 @@ class PlainScreen:
 
     stream_to: TextIO = field(alias="stream")
     label_width: int = LABEL
+    width: None = field(default=None, init=False)
     _last_status: tuple[str, float] = ("", 0.0)
 
     def block(self, label: str, spans: Spans, style: str = "") -> None:
@@ -98,6 +104,11 @@ class RichScreen:
     _ready: str = field(default="", init=False)  # laid out, shown with the next flush
     _progress: Any = field(default=None, init=False)
     _task: Any = field(default=None, init=False)
+
+    @property
+    def width(self) -> int:
+        """See `Screen`."""
+        return max(20, self.console.width - self.label_width)
 
     def block(self, label: str, spans: Spans, style: str = "") -> None:
         """See `Screen`."""

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from k2core.cli.text import counted
+
 KEPT_LINES = 5  # of what is printed between two looks
 _LINE_BYTES = 400
 _READS = 64  # of 64 KiB at a time: somebody who prints without end must not hold up who looks
@@ -44,7 +46,7 @@ class Caught:
         with self._lock:
             self._pull()
             self._end_line(b"")
-            more = [f"… and {self._more} more line{'' if self._more == 1 else 's'}"] if self._more else []
+            more = [f"… and {counted(self._more, 'more line')}"] if self._more else []
             found, self._lines, self._more = self._lines + more, [], 0
             return found
 

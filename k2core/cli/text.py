@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 # CSI, OSC and the other string sequences (ended by BEL or ST), two-character escapes: ECMA-48, 5.3–5.6
@@ -35,14 +36,31 @@ def cut(text: str, lines: int = 8, characters: int = 600) -> str:
 
 
 def arguments_text(arguments: str) -> str:
-    """A call's arguments as ``key=value``; what is not a JSON object is shown as it is."""
+    """A call's arguments as ``key=value``; where they are no JSON object, as of a call that was cut off, that and a glimpse."""
     try:
         parsed = json.loads(arguments)
     except (ValueError, RecursionError):
-        return clean(arguments)
+        parsed = None
     if not isinstance(parsed, dict):
-        return clean(arguments)
+        return f"(arguments that are no JSON object, {len(arguments):,} characters: {one_line(arguments, 40)})"
     return " ".join(f"{clean(str(key))}={to_json(value)}" for key, value in parsed.items())
+
+
+def counted(number: int, what: str) -> str:
+    """``1 call``, ``2 calls``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def joined(parts: Sequence[str], width: int | None) -> str:
+    """Parts with dots between them, on lines of *width* that begin with a whole part; on one line for None."""
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]} · {part}" if lines[-1] else part
+        if width is None or len(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(part)
+    return "\n".join(lines)
 
 
 def to_json(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> str:

@@ -26,7 +26,7 @@ def list_tools(app: App, as_json: bool) -> None:
     from k2core.interfaces import Tool
 
     found: list[dict[str, Any]] = [
-        {"name": one.name, "plugin": "k2core", "summary": one.description, "needs": [], "control": True}
+        {"name": one.name, "plugin": "k2core", "summary": _as_others(one.description), "needs": [], "control": True}
         for one in control_tools()
     ]
     for entry in app.plugins().entries("tool"):
@@ -121,6 +121,11 @@ def _tool(app: App, name: str, docs: str | None) -> tuple[Any, str]:
     documents: Path | None = settings["docs"]
     made = session_tools(plugins, Choice(tools=(name,), documents=documents, store=settings["store"]))
     return next(one for one in made if one.name == name), plugins.get("tool", name).plugin
+
+
+def _as_others(sentence: str) -> str:
+    """A sentence in the form of the other summaries."""
+    return sentence[:1].lower() + sentence[1:].rstrip(".")
 
 
 def _needs(needs: list[str]) -> str:

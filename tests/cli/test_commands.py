@@ -1,5 +1,6 @@
 """The other commands: listings with stable keys, chat, settings with their origin, tokens and formats."""
 
+import io
 import json
 import re
 from pathlib import Path
@@ -8,10 +9,17 @@ import pytest
 from cli.processes import K2
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from k2core.agent.budget import Limits
 from k2core.agent.session import Choice
-from k2core.cli.text import arguments_text, clean, cut, one_line, to_json
+from k2core.agent.journal import Journal
+from k2core.cli import output
+from k2core.cli.asking import Asked, cost_parts, final_result
+from k2core.cli.display import Display
+from k2core.cli.output import print_table
+from k2core.cli.screen import RichScreen
+from k2core.cli.text import arguments_text, clean, cut, joined, one_line, to_json
 from k2core.cli.settings import KEYS, Settings
 from k2core.errors import ConfigError
 
@@ -164,6 +172,59 @@ def test_a_line_that_is_not_utf8_does_not_end_the_chat(k2: K2) -> None:
         "Plain words.",
     ]
     assert k2("chat", "-m", "words", stdin=b"first?\ncaf\xe9?").code == 2
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+@pytest.mark.parametrize(("model", "options"), [("product", []), ("endless", ["--calls", "2"]), ("endless", ["--calls", "1"])])
+def test_a_run_reads_well(model: str, options: list[str], columns: int, k2: K2, tmp_path: Path) -> None:
+    """Numbers, labels and text of a shown run stand in columns, whatever its status; one is no plural; nothing is raw JSON."""
+    done = k2("run", "-m", model, *options, "q")
+    shown = k2("runs", "show")
+
+    for line in shown.out.splitlines():
+        assert re.match(r" {5}\S|[ \d]{3}  \S| {16}", line), line
+    assert not re.search(r"(?<!budget of )\b1 (calls|tokens|claims)\b", done.err + shown.out)
+    assert ("- multiply a=0 b=0: 0" in done.out) is ("- multiply a=0 b=0: 0" in shown.out) is (model == "endless")
+    assert '{"' not in done.out
+    with Journal.open(tmp_path / "runs.sqlite") as journal:
+        events = journal.events("last")
+    into = io.StringIO()
+    screen = RichScreen(console=Console(file=into, width=columns, highlight=False), label_width=11)
+    display = Display(screen=screen)
+    for stored in events:
+        display.show(stored)
+    asked = Asked(run=events[0].run, events=events)
+    identity = {"model": "embedded", "backend": "numba", "numerics": "exact"}
+    cost = joined(cost_parts(asked, final_result(asked), identity), screen.width)
+    assert cost.splitlines()[-1].endswith("embedded · numba · exact") and max(map(len, cost.splitlines())) <= columns - 11
+    assert max(len(line.rstrip()) for line in into.getvalue().splitlines()) <= columns
+
+
+def test_arguments_of_a_call_that_was_cut_off_are_named_so() -> None:
+    """What is no JSON object is told to be none, with no more than a glimpse of it."""
+    assert arguments_text('{"a": 1, "b') == '(arguments that are no JSON object, 11 characters: {"a": 1, "b)'
+    assert len(arguments_text('["' + "x" * 9000)) < 120
+
+
+@given(st.lists(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1, max_size=30), min_size=1), st.integers(30, 90))
+def test_joined_parts_stay_whole(parts: list[str], width: int) -> None:
+    """Joined parts come in order, none divided over lines, no line longer than it may be; without a width on one line."""
+    lines = joined(parts, width).split("\n")
+
+    assert [part for line in lines for part in line.split(" · ")] == parts
+    assert max(map(len, lines)) <= width and "\n" not in joined(parts, None)
+
+
+def test_tables_fit_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal the last column is wrapped beside the others, or below them where there is no room; nothing is lost."""
+    words = "every single word of it " * 6
+    for columns in (40, 80, 300):
+        monkeypatch.setattr(output, "_width", lambda columns=columns: columns)
+        print_table(("name", "what it is"), [["a name of twenty let", words], ["b", "short"]], "")
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert " ".join(" ".join(lines).split()).count("every single word of it") == 6
+        assert lines[-1].strip() == "short" if columns == 40 else lines[-1] == "b" + " " * 21 + "short"
 
 
 def test_runs_are_found_by_beginnings(k2: K2) -> None:
