@@ -23,10 +23,13 @@ command is one `PluginError` line when called, and ``k2 plugins`` lists it with 
 `k2core.errors` is shown as one line and gives the exit code; an int that it returns is the exit code.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import pluggy
+
+from k2core.interfaces import ChatModel, ModelProfile
 
 hookspec = pluggy.HookspecMarker("k2core")
 hookimpl = pluggy.HookimplMarker("k2core")
@@ -57,8 +60,8 @@ class RegisterModel(Protocol):
         checkpoint: str | Path | None = None,
         tokenizer: str = "kimi",
         chat_format: str = "kimi",
-        profile: Any = None,
-        factory: Any = None,
+        profile: ModelProfile | None = None,
+        factory: Callable[[], ChatModel] | str | None = None,
         summary: str = "",
     ) -> None:
         """Register it, with either *checkpoint* or *factory*."""

@@ -1,7 +1,7 @@
 """A chat model over a loaded model: render, reuse the prefix, prefill, decode, sample, parse, stream.
 
 All of it runs on one worker thread per engine, turn after turn in the order asked; the event loop only takes deltas out of a
-queue. `generation.generate` is the turn itself.
+queue. `generation.Generation.run` is the turn itself.
 """
 
 import asyncio
