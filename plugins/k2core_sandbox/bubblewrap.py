@@ -58,7 +58,7 @@ def command(
     filter: int,
     info: int,
     arguments: Sequence[str],
-    stage: Path | None = None,
+    stage: Path,
     sizes: Sizes | None = None,
 ) -> list[str]:
     """The whole command, to be run with an empty environment and the descriptors *worker*, *filter* and *info* passed on.
@@ -71,7 +71,7 @@ def command(
         filter: descriptor of the seccomp program, read from its begin.
         info: descriptor to which bubblewrap writes the first process's number as JSON.
         arguments: of the worker.
-        stage: an empty folder everyone may enter; needed when root starts the sandbox.
+        stage: an empty folder that everyone may enter, used where root starts the sandbox.
         sizes: of what is in memory.
     """
     sizes = sizes or Sizes()
@@ -111,13 +111,13 @@ def command(
 class Staged:
     """Finds for every path one that the sandbox's user can reach, by way of the staging folder where it must be."""
 
-    def __init__(self, stage: Path | None) -> None:
+    def __init__(self, stage: Path) -> None:
         self.stage = stage
         self.folders: list[Path] = []
 
     def path(self, path: Path) -> str:
         """*path* itself, or its place below the staging folder."""
-        if self.stage is None or reachable(path.parents):
+        if os.geteuid() or reachable(path.parents):
             return str(path)
         folder = path.parent if path.parent.stat().st_mode & stat.S_IXOTH else path
         for number, known in enumerate(self.folders):

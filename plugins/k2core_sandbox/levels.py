@@ -18,8 +18,9 @@ from attrs import frozen
 from platformdirs import user_cache_dir
 
 from k2core.errors import K2Error
-from k2core_sandbox import bubblewrap
+from k2core_sandbox import bubblewrap, landlock
 from k2core_sandbox.paths import Interpreter
+from k2core_sandbox.process import Kind
 from k2core_sandbox.self_test import self_test
 
 Name = Literal["strong", "reduced", "unavailable"]
@@ -46,21 +47,31 @@ class Level:
     checks: dict[str, bool]
 
 
-def level(*, fresh: bool = False, python: Interpreter | None = None) -> Level:
-    """The level of this machine, from the cache if nothing it depends on has changed.
+def level(least: Kind = "strong", *, fresh: bool = False, python: Interpreter | None = None) -> Level:
+    """The best level of this machine, from the cache if nothing it depends on has changed.
 
     Args:
+        least: the weakest that is acceptable; ``reduced`` is tried only where it is asked for and ``strong`` does not hold.
         fresh: test anew.
         python: the interpreter that runs inside; ours by default.
     """
-    path = Path(user_cache_dir("k2core", appauthor=False), f"sandbox-{fingerprint(python)}.json")
+    found = _kept("strong", fresh, python)
+    if found.name == "unavailable" and least == "reduced":
+        reduced = _kept("reduced", fresh, python)
+        why = f"{reduced.why} (no 'strong': {found.why})"
+        found = Level(name=reduced.name, why=why, checks=reduced.checks)
+    return found
+
+
+def _kept(kind: Kind, fresh: bool, python: Interpreter | None) -> Level:
+    path = Path(user_cache_dir("k2core", appauthor=False), f"sandbox-{kind}-{fingerprint(python)}.json")
     if not fresh:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
             return Level(name=kept["name"], why=kept["why"], checks=kept["checks"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none, or a damaged one: test
-    found = tested(python)
+    found = strong(python) if kind == "strong" else reduced(python)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
@@ -88,23 +99,34 @@ def fingerprint(python: Interpreter | None = None) -> str:
     return digest.hexdigest()[:16]
 
 
-def tested(python: Interpreter | None = None) -> Level:
-    """Run the self-test."""
+def strong(python: Interpreter | None = None) -> Level:
+    """Whether bubblewrap holds here."""
     if sys.platform != "linux":
         return Level(name="unavailable", why=f"no sandbox for {sys.platform} yet: Linux only.", checks={})
-    if bubblewrap.program("bwrap") is None:
+    path = bubblewrap.program("bwrap")
+    if path is None:
         return Level(name="unavailable", why=f"bubblewrap is not installed. {REMEDY}", checks={})
-    version = subprocess.run(
-        [bubblewrap.program("bwrap") or "", "--version"], env={}, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    version = subprocess.run([path, "--version"], env={}, capture_output=True, text=True, check=False).stdout.strip()
     numbers = tuple(int(part) for part in version.rpartition(" ")[2].split(".") if part.isdigit())
     if numbers < (0, 8):
         return Level(name="unavailable", why=f"'{version}' is too old. {REMEDY}", checks={})
+    return _tried("strong", f"{version}, seccomp", USER_NAMESPACES, python)
+
+
+def reduced(python: Interpreter | None = None) -> Level:
+    """Whether Landlock holds here."""
+    missing = landlock.supported()
+    if missing:
+        return Level(name="unavailable", why=f"{missing}.", checks={})
+    return _tried("reduced", f"Landlock, seccomp; known gaps: {', '.join(landlock.GAPS)}", "", python)
+
+
+def _tried(kind: Kind, what: str, remedy: str, python: Interpreter | None) -> Level:
     try:
-        checks = self_test(python)
+        checks = self_test(kind, python)
     except (K2Error, OSError) as error:
-        return Level(name="unavailable", why=f"{error} {USER_NAMESPACES}", checks={})
+        return Level(name="unavailable", why=f"{error} {remedy}".strip(), checks={})
     failed = [name for name, held in checks.items() if not held]
     if failed:
         return Level(name="unavailable", why=f"the self-test was not held: {', '.join(failed)}.", checks=checks)
-    return Level(name="strong", why=f"{version}, seccomp, {len(checks)} of {len(checks)} payloads held", checks=checks)
+    return Level(name=kind, why=f"{what}; {len(checks)} of {len(checks)} payloads held", checks=checks)

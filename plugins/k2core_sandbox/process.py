@@ -19,14 +19,17 @@ import msgspec
 from attrs import define, field, frozen
 
 from k2core.errors import Unavailable
-from k2core_sandbox import bubblewrap, seccomp
+from k2core_sandbox import bubblewrap, landlock, seccomp
 from k2core_sandbox.paths import Interpreter, interpreter, packages
 
 FRAME_LIMIT = 1 << 20  # bytes of one reply
 OUTPUT_KEPT = 1 << 20  # bytes of one cell's output that are kept; the rest is read and dropped
 START_S = 15.0
 GRACE_S = 2.0  # between SIGINT and SIGKILL
-POLICY = seccomp.Policy(local_sockets=True, modes=True)
+POLICIES = {
+    "strong": seccomp.Policy(local_sockets=True, modes=True),
+    "reduced": seccomp.Policy(local_sockets=False, modes=False),
+}
 WORKER = Path(__file__).with_name("worker.py")
 
 
@@ -39,6 +42,7 @@ class Reply(msgspec.Struct, forbid_unknown_fields=True):
     error: str | None
 
 
+Kind = Literal["strong", "reduced"]
 Status = Literal["ok", "error", "interrupted", "exit", "killed", "died"]
 
 
@@ -91,15 +95,17 @@ class Worker:
         cls,
         workspace: Path,
         *,
-        stage: Path | None = None,
+        stage: Path,
+        kind: Kind = "strong",
         python: Interpreter | None = None,
         offered: Mapping[str, Path] | None = None,
     ) -> "Worker":
-        """Start a worker at level ``strong``.
+        """Start a worker.
 
         Args:
             workspace: the folder it may write; as root it must belong to `bubblewrap.USER`.
-            stage: see `bubblewrap.command`.
+            stage: an empty folder that everyone may enter, for this worker's use until it ends.
+            kind: the isolation; whether it holds on this machine is for `levels` to say.
             python: the interpreter inside; ours by default.
             offered: packages inside; those of `paths.OFFERED` by default.
 
@@ -114,30 +120,40 @@ class Worker:
             output, output_out = _pipe(ours, theirs)
             info, info_out = _pipe(ours, theirs)
             source = _in_memory("worker", WORKER.read_bytes(), theirs)
-            rules = _in_memory("filter", seccomp.program(POLICY), theirs)
-            command = bubblewrap.command(
-                interpreter=python or interpreter(),
-                packages=packages() if offered is None else offered,
-                workspace=workspace,
-                worker=source,
-                filter=rules,
-                info=info_out,
-                arguments=(str(requests_in), str(replies_out)),
-                stage=stage,
-            )
+            rules = _in_memory("filter", seccomp.program(POLICIES[kind]), theirs)
+            inside = python or interpreter()
+            found = packages() if offered is None else offered
+            if kind == "strong":
+                command = bubblewrap.command(
+                    interpreter=inside, packages=found, workspace=workspace, worker=source, filter=rules, info=info_out,
+                    arguments=(str(requests_in), str(replies_out), "/packages", "/workspace", "64"), stage=stage,
+                )  # fmt: skip
+            else:
+                command = landlock.command(
+                    interpreter=inside, packages=found, workspace=workspace, worker=source, filter=rules,
+                    requests=requests_in, replies=replies_out, stage=stage,
+                )  # fmt: skip
             passed = [fd for fd in theirs if fd != output_out]
             process = subprocess.Popen(
-                command, env={}, cwd="/", stdin=subprocess.DEVNULL, stdout=output_out, stderr=output_out, pass_fds=passed,
+                command,
+                env={} if kind == "strong" else landlock.environment(workspace, stage),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=output_out,
+                stderr=output_out,
+                pass_fds=passed,
                 start_new_session=True,
-            )  # fmt: skip
-        except OSError as error:
+            )
+        except BaseException as error:
             _close(ours)
-            raise Unavailable(f"the sandbox could not be started: {error}") from error
+            if isinstance(error, OSError):
+                raise Unavailable(f"the sandbox could not be started: {error}") from error
+            raise
         finally:
             _close(theirs)
         started = cls(process, -1, -1, requests, replies, output, 0)
         try:
-            started._meet(info)
+            started._meet(info if kind == "strong" else None)
         except BaseException:
             started.close()
             raise
@@ -145,19 +161,19 @@ class Worker:
             os.close(info)
         return started
 
-    def _meet(self, info: int) -> None:
-        """Learn the process numbers and hear the worker's first word."""
+    def _meet(self, info: int | None) -> None:
+        """Learn the process numbers, from bubblewrap where there is one, and hear the worker's first word."""
         until = time.monotonic() + START_S
         said = b""
         with contextlib.suppress(_Silent):
-            while not said.endswith(b"}\n"):
+            while info is not None and not said.endswith(b"}\n"):
                 said += self._read(info, 4096, until)
         try:
-            self.root = int(json.loads(said)["child-pid"])
+            self.root = self.process.pid if info is None else int(json.loads(said)["child-pid"])
             self.first = os.pidfd_open(self.root)
             reply = self._reply(until)
             children = Path(f"/proc/{self.root}/task/{self.root}/children").read_text().split()
-            self.worker = os.pidfd_open(int(children[0]))
+            self.worker = os.pidfd_open(self.root if info is None else int(children[0]))
         except (ValueError, KeyError, IndexError, OSError, _Silent, msgspec.MsgspecError) as error:
             text = self._heard()[0].strip() or f"{type(error).__name__}: {error}"
             raise Unavailable(f"the sandbox did not start: {text[-600:]}") from error

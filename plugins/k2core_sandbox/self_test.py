@@ -18,7 +18,7 @@ from attrs import frozen
 from k2core.errors import Unavailable
 from k2core_sandbox import bubblewrap
 from k2core_sandbox.paths import Interpreter
-from k2core_sandbox.process import Worker
+from k2core_sandbox.process import Kind, Worker
 
 
 @frozen
@@ -88,7 +88,7 @@ def places() -> Iterator[tuple[Path, Path]]:
         yield workspace, stage
 
 
-def self_test(python: Interpreter | None = None) -> dict[str, bool]:
+def self_test(kind: Kind, python: Interpreter | None = None) -> dict[str, bool]:
     """Run ten payloads in one sandbox; for each whether it was held.
 
     Raises:
@@ -108,19 +108,19 @@ def self_test(python: Interpreter | None = None) -> dict[str, bool]:
             try:
                 host, port = listener.getsockname()
                 names = f"SECRET, CANARY, HOST, PORT, VICTIM = {(str(secret), str(canary), host, port, victim.pid)!r}"
-                return _judged(workspace, stage, python, token, names, payloads(canary, listener, victim))
+                return _judged(kind, workspace, stage, python, token, names, payloads(canary, listener, victim))
             finally:
                 victim.kill()
 
 
 def _judged(
-    workspace: Path, stage: Path, python: Interpreter | None, token: str, names: str, attacks: list[Payload]
+    kind: Kind, workspace: Path, stage: Path, python: Interpreter | None, token: str, names: str, attacks: list[Payload]
 ) -> dict[str, bool]:
     checks: dict[str, bool] = {}
     variable = "K2CORE_SANDBOX_SELF_TEST"
     os.environ[variable] = token
     try:
-        worker = Worker.start(workspace, stage=stage, python=python, offered={})
+        worker = Worker.start(workspace, stage=stage, kind=kind, python=python, offered={})
         try:
             worker.run(names, timeout_s=10)
             for attack in attacks:

@@ -1,6 +1,6 @@
 """Runs inside the sandbox: executes cells in one namespace and answers in frames. Imports nothing of ours.
 
-    python -I -S worker.py REQUESTS REPLIES
+    python -I -S worker.py REQUESTS REPLIES PACKAGES WORKSPACE PROCESSES
 
 A frame is a 4-byte big-endian length and that many bytes of JSON. A request is ``{"cell": N, "code": "..."}``; its reply
 ``{"cell": N, "status": "ok" | "error" | "interrupted" | "exit", "value": repr or null, "error": traceback or null}``. What a
@@ -19,8 +19,7 @@ import sys
 import traceback
 
 VALUE_LIMIT = 20_000  # characters of a value's repr
-LIMITS = {  # soft and hard, set before any cell runs, inside the sandbox's own user namespace
-    resource.RLIMIT_NPROC: 64,
+LIMITS = {  # soft and hard, set before any cell runs; that of processes is an argument
     resource.RLIMIT_AS: 2 << 30,
     resource.RLIMIT_FSIZE: 256 << 20,
     resource.RLIMIT_NOFILE: 256,
@@ -119,13 +118,13 @@ def send(descriptor: int, message: dict[str, object]) -> None:
 
 def main() -> None:
     """Set the limits, then run cells until the requests end."""
-    for limit, value in LIMITS.items():
+    requests, replies, packages, workspace = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    for limit, value in {**LIMITS, resource.RLIMIT_NPROC: int(sys.argv[5])}.items():
         resource.setrlimit(limit, (value, value))
-    requests, replies = int(sys.argv[1]), int(sys.argv[2])
     os.set_inheritable(requests, False)  # programs that a cell starts do not get the pipes
     os.set_inheritable(replies, False)
     sys.argv[:] = [""]
-    sys.path[:] = [*(entry for entry in sys.path if entry), "/packages", "/workspace"]
+    sys.path[:] = [*(entry for entry in sys.path if entry), packages, workspace]
     cells = Cells()
     signal.signal(signal.SIGINT, cells.interrupted)
     send(replies, {"cell": 0, "status": "ok", "value": sys.version.split()[0], "error": None})
