@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from k2core.hookspecs import hookimpl
-    from k2core.tools import tool
+    from k2core.toolmaking import tool
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "hookimpl", "tool"]
 
-_HOMES = {"hookimpl": "k2core.hookspecs", "tool": "k2core.tools"}  # imported on first use: ``k2 --help`` needs neither
+_HOMES = {"hookimpl": "k2core.hookspecs", "tool": "k2core.toolmaking"}  # imported on first use: ``k2 --help`` needs neither
 
 
 def __getattr__(name: str) -> Any:

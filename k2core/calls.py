@@ -1,6 +1,6 @@
 """What a model may call: a tool, what its factory may ask for, what comes back, and a session's tools.
 
-`k2core.tools` makes tools of functions and runs calls.
+`k2core.toolmaking` makes tools of functions, `k2core.tools` runs calls.
 """
 
 from collections.abc import Callable, Mapping

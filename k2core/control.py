@@ -9,7 +9,8 @@ import msgspec
 
 from k2core.errors import ToolError
 from k2core.interfaces import Answer, Claim, Tool
-from k2core.tools import CONTROL_NAMES, tool
+from k2core.toolmaking import tool
+from k2core.tools import CONTROL_NAMES
 
 ANSWER, NOTE = CONTROL_NAMES
 
