@@ -7,10 +7,11 @@ from functools import cache
 from attrs import frozen
 
 from k2core_nano.train import names, phrasing
-from k2core_nano.train.oracle import Policy, Step, Stopped, computed, final, stop
+from k2core_nano.train.oracle import Policy, Stopped, computed, final, stop
 from k2core_nano.train.questions import Question
 from k2core_nano.train.wordings import FRAMES, GOODS, MACROS, PLACES
-from k2core_nano.train.world import evaluate, plain, shown
+from k2core_nano.train.world import evaluate
+from k2core_tools.calculator import render
 
 
 @frozen
@@ -124,15 +125,14 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
     text = phrasing.spelled(rng, template.format_map(slots))
     unit = unit.format_map(slots)
     expression, inverse, want = (part.format_map(values) for part in (kind.expression, kind.inverse, kind.want))
-    want = plain(evaluate(want)) or want
-    result = evaluate(expression)
+    want = render(evaluate(want))  # without trailing zeros
     return Question(
         family=family,
         level=level,
         text=text,
         needed=("calculator",),
         faults=faults(rng),
-        expected=(plain(result) or shown(result).split(" ")[0],),
+        expected=(render(evaluate(expression)).split(" ")[0],),
         policy=_oracle(kind.word, expression, inverse, want, unit),
     )
 
@@ -169,6 +169,3 @@ def faults(rng: random.Random) -> tuple[str, ...]:
             break
         chance = 0.3
     return tuple(planned)
-
-
-__all__ = ["FAMILIES", "KINDS", "Kind", "Step", "faults", "frames", "operands", "question"]

@@ -13,7 +13,8 @@ from k2core_nano.train import arithmetic, names, phrasing
 from k2core_nano.train.fact_policies import policy
 from k2core_nano.train.fact_wordings import ATTRIBUTES, COMPARE, DIFFERENCE, FACT, MORE, MORE_DIFFERENCE, TOTAL
 from k2core_nano.train.questions import Question
-from k2core_nano.train.world import Fact, evaluate, plain
+from k2core_nano.train.world import Fact, evaluate
+from k2core_tools.calculator import render
 
 FAMILIES = ("fact", "total", "difference", "compare")
 _SOURCES = (
@@ -196,6 +197,6 @@ def _expected(family: str, rows: list[Fact], less: bool) -> tuple[str, ...]:
     if family == "fact":
         return (values[0],)
     if family in ("total", "difference"):
-        return (plain(evaluate(("+" if family == "total" else "-").join(values))) or "",)
+        return (render(evaluate(("+" if family == "total" else "-").join(values))),)
     place = sorted(range(len(values)), key=lambda item: evaluate(values[item]) * (1 if less else -1))[0]
     return (rows[place].entity, *values)
