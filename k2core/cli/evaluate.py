@@ -16,7 +16,7 @@ from k2core.cli.streams import strangers_code
 @click.option("--seed", type=int, metavar="N", help="Seed of the questions.")
 @model_option
 @backend_option
-@click.option("--family", "families", multiple=True, metavar="NAME", help="Only this family; repeat it.")
+@click.option("--family", "families", multiple=True, metavar="NAME", help="Only this family, as its table names it; repeat it.")
 @click.option("--store", metavar="PATH", help="Keep the runs in this file; without it they are forgotten.")
 @threads_option
 @json_option
