@@ -55,7 +55,10 @@ def list_tools(app: App, as_json: bool) -> None:
 @click.pass_obj
 def show(app: App, name: str, docs: str | None, as_json: bool) -> None:
     """A tool's declaration as the model sees it, its effect and its deadline."""
-    one, plugin = _tool(app, name, docs)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as empty:  # a declaration does not depend on the folder
+        one, plugin = _tool(app, name, docs, empty)
     shown = {
         "name": one.name,
         "plugin": plugin,
@@ -105,8 +108,8 @@ def call(ctx: click.Context, app: App, name: str, arguments: str, docs: str | No
     ctx.exit(0 if result.ok else 1)
 
 
-def _tool(app: App, name: str, docs: str | None) -> tuple[Any, str]:
-    """A tool and the plugin that it came from."""
+def _tool(app: App, name: str, docs: str | None, stand_in: str | None = None) -> tuple[Any, str]:
+    """A tool and the plugin that it came from; *stand_in* is its folder of documents where none is set."""
     from k2core.agent.session import Choice, session_tools
     from k2core.control import control_tools
     from k2core.errors import UnknownName
@@ -118,7 +121,7 @@ def _tool(app: App, name: str, docs: str | None) -> tuple[Any, str]:
     known = plugins.names("tool")
     if name not in known:
         raise UnknownName("tool", name, [*known, *control])
-    documents: Path | None = settings["docs"]
+    documents: Path | None = settings["docs"] or (None if stand_in is None else Path(stand_in))
     made = session_tools(plugins, Choice(tools=(name,), documents=documents, store=settings["store"]))
     return next(one for one in made if one.name == name), plugins.get("tool", name).plugin
 
