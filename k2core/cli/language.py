@@ -83,5 +83,7 @@ def read_json(file: str | None) -> Any:
             raise InputError(f"cannot read {where}: {error.strerror}") from error
     try:
         return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"cannot read {where} as JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"cannot read {where} as JSON: {error}") from error

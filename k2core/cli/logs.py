@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from k2core.cli.streams import ours
+from k2core.cli.text import one_line
 
 
 class _Stderr:
@@ -15,6 +16,16 @@ class _Stderr:
 
     def flush(self) -> None:
         ours(sys.stderr).flush()
+
+
+def _for_people(logger: Any, method: str, event: Any) -> Any:
+    """What has a ``line`` that says it to people is shown as that line, unless log lines were asked for."""
+    import structlog
+
+    if "line" not in event:
+        return event
+    _Stderr().write(f"k2: {one_line(str(event['line']), 1000)}\n")
+    raise structlog.DropEvent
 
 
 def configure(level: str) -> None:
@@ -32,6 +43,8 @@ def configure(level: str) -> None:
     last: list[Any] = [structlog.dev.ConsoleRenderer()]
     if not is_terminal:
         last = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    if least >= logging.WARNING:
+        last.insert(0, _for_people)
     structlog.configure(
         processors=[*shared, *last],
         wrapper_class=structlog.make_filtering_bound_logger(least),

@@ -8,6 +8,7 @@ import hashlib
 import re
 import sqlite3
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 import structlog
@@ -23,10 +24,11 @@ from k2core_tools.passages import cut
 log = structlog.get_logger()
 
 RESULTS = 5
+TOLD = 3  # files that are left out, by name
 READ_LINES = 40
 READ_CHARACTERS = 3000
 _MAX_WORDS = 32  # of a query
-_VERSION = 1
+_VERSION = 2
 _SCHEMA = """
 CREATE TABLE files (name TEXT PRIMARY KEY, stamp TEXT NOT NULL, problem TEXT NOT NULL);
 CREATE VIRTUAL TABLE passages USING fts5(
@@ -125,11 +127,7 @@ class DocumentIndex:
                     _add(database, self.folder, one)
         skipped = dict(database.execute("SELECT name, problem FROM files WHERE problem != '' ORDER BY name"))
         if skipped and skipped != self.skipped:
-            log.warning(
-                "documents.skipped",
-                files="; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:10]),
-                count=len(skipped),
-            )
+            log.warning("documents.skipped", folder=str(self.folder), files=skipped, line=f"not searched: {_told(skipped)}")
         self.skipped = skipped
 
 
@@ -145,7 +143,10 @@ def make_search(context: ToolContext) -> Tool:
     def search(query: str) -> str:
         """Find passages in the documents."""
         found = index.search(query)
-        return "\n".join(f"[{rank}] {file}:{line} {text}" for rank, (file, line, text) in enumerate(found, 1)) or "no results"
+        lines = [f"[{rank}] {file}:{line} {text}" for rank, (file, line, text) in enumerate(found, 1)] or ["no results"]
+        if index.skipped:
+            lines.append(f"(not searched: {_told(index.skipped)})")
+        return "\n".join(lines)
 
     return search
 
@@ -166,11 +167,32 @@ def make_read(context: ToolContext) -> Tool:
         except ToolError as error:
             if not str(error).startswith("no document"):
                 raise
-            near = nearest_names(file, [one.name for one in walk(folder) if not one.problem], 3)
+            near = _nearest_readable(folder, file)
             raise ToolError(f"{error}. Nearest: {', '.join(near) or 'none'}") from error
         return _extract(file, text, line)
 
     return read
+
+
+def _told(skipped: Mapping[str, str]) -> str:
+    """Files that are left out with their reasons, the first few by name."""
+    told = [f"{name} ({why})" for name, why in list(skipped.items())[:TOLD]]
+    more = len(skipped) - len(told)
+    return ", ".join(told) + (f" and {more} more" if more else "")
+
+
+def _nearest_readable(folder: Path, file: str, count: int = 3) -> list[str]:
+    """Names most like *file* of documents that can be read."""
+    found: list[str] = []
+    for name in nearest_names(file, [one.name for one in walk(folder) if not one.problem], 4 * count):
+        try:
+            read_text(folder, name)
+        except ToolError:
+            continue
+        found.append(name)
+        if len(found) == count:
+            break
+    return found
 
 
 def _extract(file: str, text: str, line: int) -> str:

@@ -93,7 +93,7 @@ def read_text(folder: Path, name: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ToolError(f"cannot read '{name}': not UTF-8 at byte {error.start}") from error
+        raise ToolError(f"cannot read '{name}': not UTF-8 at byte {error.start + 1}") from error
 
 
 def _read_inside(root: Path, parts: tuple[str, ...]) -> bytes:

@@ -22,6 +22,7 @@ from k2core.cli.screen import RichScreen
 from k2core.cli.text import arguments_text, clean, cut, joined, one_line, to_json
 from k2core.cli.settings import KEYS, Settings
 from k2core.errors import ConfigError
+from k2core_nano.evaluation import GROUPS
 
 texts = st.text(st.characters(codec=None)) | st.lists(
     st.sampled_from(["\x1b[31m", "\x1b]0;t\x07", "\x9b2J", "\x1b", "a", "\r", "\n", "\u202e", "\ud800", "[b]", "]8;;x\x1b\\"])
@@ -138,6 +139,40 @@ def test_tools_show_gives_the_declaration(k2: K2) -> None:
     assert found["effect"] == "pure" and found["declaration"]["function"]["parameters"]["required"] == ["a", "b"]
     assert k2("tools", "show", "answer", "--json").json()["control"] is True
     assert "Multiply two whole numbers." in k2("tools", "show", "multiply").out
+
+
+FIRST_PARTY = {"K2CORE_DISABLE": "numba,kimi,verifiers"}
+
+
+def test_a_tool_that_needs_a_folder_shows_its_declaration_without(k2: K2) -> None:
+    """k2 tools show search works without --docs; k2 tools call search says what to type."""
+    shown = k2("tools", "show", "search", env=FIRST_PARTY)
+
+    assert shown.code == 0 and "Find passages in the documents." in shown.out
+    assert "needs --docs FOLDER" in k2("tools", "call", "search", '{"query": "x"}', env=FIRST_PARTY).err
+
+
+def test_documents_that_cannot_be_searched_are_one_line(k2: K2, tmp_path: Path) -> None:
+    """A file that is not UTF-8 is one plain line on stderr with name and reason, and a line of the result; with -v a log line."""
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    (folder / "good.txt").write_text("A bridge.\n")
+    search = ["tools", "call", "search", "--docs", str(folder), '{"query": "bridge"}']
+    done = k2(*search, env=FIRST_PARTY)
+
+    assert done.out == "[1] good.txt:1 A bridge.\n(not searched: latin.txt (not UTF-8 at byte 4))\n"
+    assert done.err == "k2: not searched: latin.txt (not UTF-8 at byte 4)\n"
+    assert json.loads(k2(*search, "-v", env=FIRST_PARTY).err)["files"] == {"latin.txt": "not UTF-8 at byte 4"}
+
+
+def test_families_of_the_evaluation_have_names_to_type(k2: K2) -> None:
+    """No family's name has a blank; one that does not exist is told the known and the nearest."""
+    done = k2("eval", "nano", "--family", "facts-combind", env=FIRST_PARTY)
+
+    assert not any(" " in name for name in GROUPS)
+    assert done.code == 2 and "Known: arithmetic, chat, fact, facts-combined, " in done.err
+    assert "Did you mean 'facts-combined'?" in done.err
 
 
 def test_chat_is_one_run(k2: K2) -> None:
@@ -407,7 +442,7 @@ def test_wrong_token_ids_are_one_line(arguments: list[str], words: str, k2: K2, 
 @pytest.mark.parametrize(
     ("command", "text", "words"),
     [
-        ("render", "{", "cannot read standard input as JSON"),
+        ("render", "{", "cannot read standard input as JSON: Expecting property name enclosed in double quotes at line 1, column 2"),
         ("render", "5", "expected an object with 'messages'"),
         ("render", '{"messages": [{"content": "x"}]}', "messages[0] has no 'role'"),
         ("render", '{"mesages": []}', "Did you mean 'messages'?"),

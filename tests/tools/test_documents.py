@@ -149,11 +149,26 @@ def test_files_that_cannot_be_read_are_skipped_and_reported_in_one_line(folder: 
     assert index.skipped == {
         "dangling.txt": "No such file or directory",
         "large.txt": "larger than 4 MB",
-        "latin.txt": "not UTF-8 at byte 3",
+        "latin.txt": "not UTF-8 at byte 4",
         "link.txt": "a link that leaves the folder",
         "pipe.txt": "not a file",
     }
     assert [entry["event"] for entry in logs] == ["documents.skipped"]
+    told = "not searched: dangling.txt (No such file or directory), large.txt (larger than 4 MB), latin.txt (not UTF-8 at byte 4)"
+    assert logs[0]["line"] == f"{told} and 2 more"
+    with capture_logs():
+        result = tools(folder)[0].function(query="Tal")
+    assert result.splitlines()[0].startswith("[1] bridges.md:") and result.splitlines()[-1] == f"({told} and 2 more)"
+
+
+def test_read_names_only_what_it_can_read(folder: Path) -> None:
+    """A misspelt name is told the nearest documents that can be read, however alike others are."""
+    (folder / "notes1.txt").write_bytes(b"caf\xe9")
+    (folder / "notes2.txt").write_text("Readable.\n")
+    with pytest.raises(ToolError) as caught:
+        tools(folder)[1].function(file="notes.txt", line=1)
+
+    assert "Nearest: notes2.txt" in str(caught.value) and "notes1.txt" not in str(caught.value)
 
 
 def test_read_shows_lines_and_where_they_end(folder: Path) -> None:
