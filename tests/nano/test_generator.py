@@ -5,7 +5,6 @@ import json
 import random
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -99,12 +98,11 @@ def test_training_and_evaluation_share_no_entities(seed: int, family: str, level
             assert names.is_held_out(facts.entity(rng, kind, asked is not None)) == (asked is not None)
 
 
-@pytest.mark.parametrize("family", arithmetic.FAMILIES)
-def test_held_out_frames_stay_out_of_training(family: str) -> None:
+def test_held_out_frames_stay_out_of_training() -> None:
     """Training and level 0 never draw the last frames; level 2 draws nothing else."""
     frames = [f"{place}" for place in range(8)]
     rng = random.Random(1)
-    drawn = {level: {digits(phrasing.phrase(rng, family, frames, level)[0]) for _ in range(300)} for level in (None, 0, 1, 2)}
+    drawn = {level: {digits(phrasing.phrase(rng, "times", frames, level)[0]) for _ in range(300)} for level in (None, 0, 1, 2)}
     assert drawn[None] == drawn[0] == {"0", "1", "2", "3", "4"}
     assert drawn[1] <= drawn[0]
     assert drawn[2] == {"5", "6", "7"}
@@ -123,9 +121,6 @@ def test_declarations_are_short() -> None:
 
 
 def test_a_seed_gives_one_stream() -> None:
-    """The same seed gives the same documents; another seed gives others."""
-    first, again, other = (
-        [group.documents[0].ids for group in itertools.islice(documents.stream(seed, tokens=300, phase="main"), 3)]
-        for seed in (1, 1, 2)
-    )
+    """The same seed gives the same groups; another seed gives others."""
+    first, again, other = (list(itertools.islice(documents.stream(seed, tokens=300, phase="main"), 3)) for seed in (1, 1, 2))
     assert first == again != other
