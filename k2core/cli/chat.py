@@ -36,7 +36,7 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
     from k2core.cli import asking
     from k2core.cli.display import Display
     from k2core.cli.screen import stderr_screen
-    from k2core.errors import InputError, K2Error
+    from k2core.errors import InputError, K2Error, UnknownName
 
     display = None if as_json else Display(screen=stderr_screen(), reasoning=settings["reasoning"])
     interactive = sys.stdin.isatty() and not as_json
@@ -66,7 +66,7 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
                 for name in session.agent.tools.names():
                     click.echo(f"{name:12} {session.agent.tools.get(name).description}", err=True)
             elif line.startswith("/"):
-                print_error(f"no command '{line.split()[0]}'. Known: /exit, /help, /tools.")
+                print_error(str(UnknownName("command", line.split()[0], ("/exit", "/help", "/tools"))))
             elif line:
                 try:
                     asked = asking.ask(runner, session, line, full, display, app.caught)

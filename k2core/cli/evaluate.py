@@ -12,7 +12,9 @@ from k2core.cli.streams import strangers_code
 
 @click.command("eval")
 @click.argument("name", required=False)
-@click.option("-n", "--count", type=click.IntRange(min=1), metavar="N", default=20, show_default=True, help="Questions per row.")
+@click.option(
+    "-n", "--count", type=click.IntRange(min=1), metavar="N", default=20, show_default=True, help="Questions per row."
+)
 @click.option("--seed", type=int, metavar="N", help="Seed of the questions.")
 @model_option
 @backend_option

@@ -7,6 +7,7 @@ import click
 
 from k2core.cli.output import emit, print_error
 from k2core.cli.root import INTERRUPTED
+from k2core.cli.text import fault_of
 from k2core.errors import K2Error, UnknownName
 
 
@@ -57,5 +58,4 @@ def _unexpected(error: BaseException) -> str:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    what = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-    return f"unexpected {what}. This is a fault of k2core or a plugin: k2 --log-level debug shows where."
+    return f"unexpected {fault_of(error)}. This is a fault of k2core or a plugin: -vv shows where."

@@ -21,9 +21,8 @@ def tokenizer_of(plugins: "Plugins", model: str) -> "Tokenizer":
         InputError: the model brings its own language, which cannot be asked for.
         TokenizerError: its files are malformed.
     """
-    tokenizer: Tokenizer = plugins.get("tokenizer", _options(plugins, model)["tokenizer"]).load()(
-        Path(_options(plugins, model)["checkpoint"])
-    )
+    options = _options(plugins, model)
+    tokenizer: Tokenizer = plugins.get("tokenizer", options["tokenizer"]).load()(Path(options["checkpoint"]))
     return tokenizer
 
 
@@ -50,17 +49,32 @@ def wire_of(thing: object) -> Any:
     return importlib.import_module(f"{package}.wire")
 
 
-def _options(plugins: "Plugins", model: str) -> dict[str, Any]:
-    from k2core.errors import InputError, UnknownName
+def model_options(plugins: "Plugins", model: str) -> dict[str, Any] | None:
+    """Where a registered model or a folder lies and what it speaks; None where *model* is neither.
+
+    Raises:
+        InputError: the model is registered without a checkpoint.
+    """
+    from k2core.errors import InputError
 
     if model in plugins.names("model"):
         options = dict(plugins.get("model", model).options)
         if options["checkpoint"] is None:
-            raise InputError(f"model '{model}' has no checkpoint folder, so its tokens and its format are its own affair")
+            raise InputError(
+                f"model '{model}' has no checkpoint folder: its tokens, its format and its sizes are its own affair"
+            )
         return options
-    if Path(model).is_dir():
-        return {"checkpoint": Path(model), "tokenizer": "kimi", "chat_format": "kimi"}
-    raise UnknownName("model", model, plugins.names("model"), "A folder with a tokenizer's files works too.")
+    folder = Path(model).expanduser()
+    return {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi"} if folder.is_dir() else None
+
+
+def _options(plugins: "Plugins", model: str) -> dict[str, Any]:
+    from k2core.errors import UnknownName
+
+    options = model_options(plugins, model)
+    if options is None:
+        raise UnknownName("model", model, plugins.names("model"), "A folder with a tokenizer's files works too.")
+    return options
 
 
 def read_json(file: str | None) -> Any:

@@ -53,16 +53,15 @@ def inspect(app: App, model: str, as_json: bool) -> None:
 
     PATH is a checkpoint folder, a config.json alone, or the name of a registered model.
     """
-    from k2core.errors import CheckpointError, UnknownName
+    from k2core.cli.language import model_options
+    from k2core.errors import UnknownName
     from k2core.model.checkpoint import Checkpoint
     from k2core.model.config import Geometry
 
     plugins, path = app.plugins(), Path(model).expanduser()
-    if model in plugins.names("model"):
-        checkpoint = plugins.get("model", model).options["checkpoint"]
-        if checkpoint is None:
-            raise CheckpointError(f"model '{model}' has no checkpoint: there is nothing to inspect")
-        path = Path(checkpoint)
+    options = model_options(plugins, model)
+    if options is not None:
+        path = Path(options["checkpoint"])
     elif not path.exists():
         raise UnknownName("model", model, plugins.names("model"), f"There is no file or folder {path} either.")
     opened = Checkpoint.open(path) if path.is_dir() else None

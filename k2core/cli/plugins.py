@@ -9,6 +9,7 @@ import click
 
 from k2core.cli.app import App, Nouns
 from k2core.cli.output import emit, json_option, print_table
+from k2core.cli.text import fault_of
 
 
 @click.group(cls=Nouns)
@@ -101,7 +102,7 @@ def fault(action: Callable[[], Any]) -> str:
     except K2Error as error:
         return str(error)
     except (Exception, SystemExit) as error:  # plugin loading is a border: a stranger's fault becomes a line of the report
-        return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+        return fault_of(error)
     return ""
 
 

@@ -17,6 +17,7 @@ import click
 
 import k2core
 from k2core.cli.output import general_options
+from k2core.cli.text import fault_of
 
 COMMAND_GROUP = "k2core.commands"
 INTERRUPTED = 130
@@ -138,8 +139,7 @@ def load_command(point: Any) -> click.Command:
     try:
         command = point.load()
     except (Exception, SystemExit) as error:  # plugin loading is a border: a stranger's fault becomes one line
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
-        raise PluginError(f"cannot load command '{point.name}' ({point.value}): {reason}") from error
+        raise PluginError(f"cannot load command '{point.name}' ({point.value}): {fault_of(error)}") from error
     if not isinstance(command, click.Command):
         raise PluginError(f"command '{point.name}' ({point.value}) is {type(command).__name__}, expected a click command")
     return command

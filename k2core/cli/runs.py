@@ -15,7 +15,9 @@ def runs() -> None:
 
 
 @runs.command("list")
-@click.option("-n", "--limit", type=click.IntRange(min=1), metavar="N", default=20, show_default=True, help="The newest so many.")
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), metavar="N", default=20, show_default=True, help="The newest so many."
+)
 @store_option
 @json_option
 @click.pass_obj

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from attrs import Factory, field, frozen
 
-from k2core.errors import ConfigError, nearest
+from k2core.errors import ConfigError, UnknownName
 
 PREFIX = "K2CORE_"
 FILE_VARIABLE = "K2CORE_CONFIG"
@@ -164,9 +164,7 @@ def _read(path: Path, *, must_exist: bool) -> dict[str, Any]:
         raise ConfigError(f"cannot read the settings file {path}: {reason}") from error
     for name in data:
         if name not in _BY_NAME:
-            near = nearest(name, _BY_NAME)
-            hint = f" Did you mean '{near}'?" if near else ""
-            raise ConfigError(f"{path}: there is no setting '{name}'. Known: {', '.join(sorted(_BY_NAME))}.{hint}")
+            raise ConfigError(f"{path}: {UnknownName('setting', name, _BY_NAME)}")
     return data
 
 
@@ -203,10 +201,7 @@ def _checked(key: Key, value: Any, origin: str) -> Any:
     if not fits:
         raise ConfigError(f"{origin} is {value!r}, expected a {key.kind}".replace("a yes or no", "yes or no (true or false)"))
     if key.choices and value not in key.choices:
-        near = nearest(value, key.choices)
-        raise ConfigError(
-            f"{origin} is '{value}', expected one of {', '.join(key.choices)}" + (f". Did you mean '{near}'?" if near else "")
-        )
+        raise ConfigError(f"{origin}: {UnknownName(key.name.replace('_', ' '), value, key.choices)}")
     if is_number and not (key.least or 0) <= value <= (float("inf") if key.most is None else key.most):  # NaN fails too
         bounds = f"at least {key.least or 0:g}" if key.most is None else f"{key.least or 0:g} to {key.most:g}"
         raise ConfigError(f"{origin} is {value}, expected {bounds}")

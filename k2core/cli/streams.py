@@ -1,8 +1,8 @@
 """Whose words reach the terminal: ours. What plugins, tools and their child processes print is caught.
 
-From `kept_output` on, ``sys.stdout`` and ``sys.stderr`` write to copies of the real descriptors, and descriptors 1 and 2 lead into a
-pipe that is read here: neither ``print`` in a tool, nor ``os.write(1, …)``, nor a child process that inherits them can break
-the JSON on stdout or tear the display on stderr.
+From `kept_output` on, ``sys.stdout`` and ``sys.stderr`` write to copies of the real descriptors, and descriptors 1 and 2 lead
+into a pipe that is read here: neither ``print`` in a tool, nor ``os.write(1, …)``, nor a child process that inherits them can
+break the JSON on stdout or tear the display on stderr.
 """
 
 import os
@@ -149,11 +149,11 @@ def kept_output() -> Iterator[Caught]:
     caught = Caught()
     outer = sys.stdout, sys.stderr
     if os.name == "posix" and sys.stdout is not None and sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__:
-        sys.stdout, sys.stderr = _take_descriptors(caught)  # type: ignore[assignment]  # a guard is all of a stream that is used
+        sys.stdout, sys.stderr = _take_descriptors(caught)
         _for_good = caught
         yield caught
         return
-    sys.stdout, sys.stderr = Guard(outer[0], caught), Guard(outer[1], caught)  # type: ignore[assignment]  # the same
+    sys.stdout, sys.stderr = Guard(outer[0], caught), Guard(outer[1], caught)
     try:
         yield caught
     finally:
@@ -170,7 +170,7 @@ def typing() -> Iterator[None]:
     for guard, descriptor in zip(guards, (1, 2), strict=True):
         guard.flush()
         os.dup2(guard.fileno(), descriptor)
-    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # type: ignore[assignment]  # both are there, see `kept_output`
+    sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     try:
         yield
     finally:

@@ -46,6 +46,11 @@ def arguments_text(arguments: str) -> str:
     return " ".join(f"{clean(str(key))}={to_json(value)}" for key, value in parsed.items())
 
 
+def fault_of(error: BaseException) -> str:
+    """A stranger's exception as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+
+
 def counted(number: int, what: str) -> str:
     """``1 call``, ``2 calls``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from k2core.agent.budget import Limits
-from k2core.agent.session import Choice
 from k2core.agent.journal import Journal
+from k2core.agent.session import Choice
 from k2core.cli import output
 from k2core.cli.asking import Asked, cost_parts, final_result
 from k2core.cli.display import Display
 from k2core.cli.output import print_table
 from k2core.cli.screen import RichScreen
-from k2core.cli.text import arguments_text, clean, cut, joined, one_line, to_json
 from k2core.cli.settings import KEYS, Settings
+from k2core.cli.text import arguments_text, clean, cut, joined, one_line, to_json
 from k2core.errors import ConfigError
 from k2core_nano.evaluation import GROUPS
 
@@ -153,7 +153,7 @@ def test_a_tool_that_needs_a_folder_shows_its_declaration_without(k2: K2) -> Non
 
 
 def test_documents_that_cannot_be_searched_are_one_line(k2: K2, tmp_path: Path) -> None:
-    """A file that is not UTF-8 is one plain line on stderr with name and reason, and a line of the result; with -v a log line."""
+    """A file that is not UTF-8 is one plain line on stderr and a line of the result, with its reason; with -v a log line."""
     folder = tmp_path / "docs"
     folder.mkdir()
     (folder / "latin.txt").write_bytes(b"caf\xe9")
@@ -241,7 +241,9 @@ def test_arguments_of_a_call_that_was_cut_off_are_named_so() -> None:
     assert len(arguments_text('["' + "x" * 9000)) < 120
 
 
-@given(st.lists(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1, max_size=30), min_size=1), st.integers(30, 90))
+@given(
+    st.lists(st.text(st.characters(codec="ascii", categories=["L"]), min_size=1, max_size=30), min_size=1), st.integers(30, 90)
+)
 def test_joined_parts_stay_whole(parts: list[str], width: int) -> None:
     """Joined parts come in order, none divided over lines, no line longer than it may be; without a width on one line."""
     lines = joined(parts, width).split("\n")
@@ -369,13 +371,13 @@ def test_general_options_work_in_both_places(place: str, k2: K2, tmp_path: Path)
     ):
         done = k2(*options, "config", "--json") if place == "front" else k2("config", *options, "--json")
         assert {one["name"]: one["value"] for one in done.json()["settings"]}[name] == value
-    assert "expected one of debug" in k2("run", "--log-level", "loud", "q").err
+    assert "Known: debug, " in k2("run", "--log-level", "loud", "q").err
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sede = 1", "there is no setting 'sede'"),
+        ("sede = 1", "no setting 'sede'. Known: backend, "),
         ("sede = 1", "Did you mean 'seed'?"),
         ('seed = "x"', "seed is 'x', expected a whole number"),
         ("seed = true", "seed is True, expected a whole number"),
@@ -442,7 +444,11 @@ def test_wrong_token_ids_are_one_line(arguments: list[str], words: str, k2: K2, 
 @pytest.mark.parametrize(
     ("command", "text", "words"),
     [
-        ("render", "{", "cannot read standard input as JSON: Expecting property name enclosed in double quotes at line 1, column 2"),
+        (
+            "render",
+            "{",
+            "cannot read standard input as JSON: Expecting property name enclosed in double quotes at line 1, column 2",
+        ),
         ("render", "5", "expected an object with 'messages'"),
         ("render", '{"messages": [{"content": "x"}]}', "messages[0] has no 'role'"),
         ("render", '{"mesages": []}', "Did you mean 'messages'?"),

@@ -131,7 +131,7 @@ def test_a_broken_command_fails_alone_and_is_listed(k2: K2) -> None:
         (["models", "inspect", "prodct"], 2, "Did you mean 'product'?"),
         (["run", "-m", ".", "-b", "elsewhere", "q"], 5, "libfast.so not found"),
         (["run", "-m", ".", "-b", "hree", "q"], 2, "Did you mean 'here'?"),
-        (["--log-level", "loud", "tools"], 2, "expected one of debug, info, warning, error"),
+        (["--log-level", "loud", "tools"], 2, "flag --log-level: no log level 'loud'. Known: debug, error, info, warning."),
         (["--config", "none.toml", "tools"], 2, "none.toml: it does not exist"),
     ],
 )

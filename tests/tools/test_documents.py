@@ -154,7 +154,9 @@ def test_files_that_cannot_be_read_are_skipped_and_reported_in_one_line(folder: 
         "pipe.txt": "not a file",
     }
     assert [entry["event"] for entry in logs] == ["documents.skipped"]
-    told = "not searched: dangling.txt (No such file or directory), large.txt (larger than 4 MB), latin.txt (not UTF-8 at byte 4)"
+    told = (
+        "not searched: dangling.txt (No such file or directory), large.txt (larger than 4 MB), latin.txt (not UTF-8 at byte 4)"
+    )
     assert logs[0]["line"] == f"{told} and 2 more"
     with capture_logs():
         result = tools(folder)[0].function(query="Tal")
