@@ -8,7 +8,7 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2core_nano.train import arithmetic, documents, facts, mix, names, phrasing, wire
+from k2core_nano.train import arithmetic, documents, facts, mix, names, phrasing, preview, wire
 from k2core_nano.train.questions import solved
 from k2core_nano.train.tokenizer import CONTROL, load
 from k2core_specs import load as load_spec
@@ -124,3 +124,15 @@ def test_a_seed_gives_one_stream() -> None:
     """The same seed gives the same groups; another seed gives others."""
     first, again, other = (list(itertools.islice(documents.stream(seed, tokens=300, phase="main"), 3)) for seed in (1, 1, 2))
     assert first == again != other
+
+
+@given(SEEDS)
+def test_a_preview_marks_what_is_learnt(seed: int) -> None:
+    """A previewed conversation is the document's text, and between the marks stand exactly the weighted tokens."""
+    document = documents.conversation(random.Random(seed), ("answer", "calculator", "facts"))
+    if document.family == "copy":  # may hold pieces of characters
+        return
+    text = preview.shown(document)
+    weighted = [token for token, weight in zip(document.ids, document.weights, strict=True) if weight]
+    assert re.sub("[⟦⟧]", "", text) == load().decode(document.ids)
+    assert "".join(re.findall("⟦(.*?)⟧", text, re.DOTALL)) == load().decode(weighted)

@@ -3,9 +3,12 @@
 
 Frames of the wire format and words of the question grammar are literals of the pattern and stand whole in the rank file (tiktoken looks a whole
 pre-token up before it merges); everything else is merged from learned pairs, and every byte string is covered. A space is its own piece unless
-one of the known words follows, so a name has the same pieces in prose and in JSON. ``python -m k2core_nano.train.tokenizer`` writes both files.
+one of the known words follows, so a name has the same pieces in prose and in JSON.
+
+    python -m k2core_nano.train.tokenizer --out FOLDER
 """
 
+import argparse
 import base64
 import json
 import random
@@ -156,7 +159,19 @@ def load() -> tiktoken.Encoding:
     )
 
 
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: choose the vocabulary and write both files (the shipped ones unless told otherwise)."""
+    parser = argparse.ArgumentParser(prog="python -m k2core_nano.train.tokenizer", description="Write the tokenizer's files.")
+    parser.add_argument(
+        "--out", type=Path, default=WEIGHTS, help="folder (default: the shipped weights, which then need training)"
+    )
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--documents", type=int, default=60000, help="questions whose words are counted")
+    options = parser.parse_args(arguments)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for file_name, content in build(options.seed, options.documents).items():
+        (options.out / file_name).write_text(content, encoding="utf-8")
+
+
 if __name__ == "__main__":
-    WEIGHTS.mkdir(exist_ok=True)
-    for file_name, content in build(seed=2).items():
-        (WEIGHTS / file_name).write_text(content, encoding="utf-8")
+    main()
