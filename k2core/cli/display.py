@@ -1,13 +1,14 @@
 """Events as people read them: live while a question is worked on, and from the journal afterwards."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from attrs import define, field
 
+from k2core.agent.control import ANSWER
 from k2core.cli.screen import Screen, Spans
 from k2core.cli.text import arguments_text, counted, cut, joined, one_line, to_json
-from k2core.control import ANSWER
 from k2core.events import (
     AnswerGiven,
     BudgetReached,
@@ -30,6 +31,7 @@ from k2core.events import (
 from k2core.interfaces import Finding
 from k2core.messages import ContentDelta, ReasoningDelta
 
+_HASH = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]+")
 _MARKS = {
     "supported": ("ok", "green"),
     "unchecked": ("unchecked", "dim"),
@@ -164,6 +166,7 @@ class Display:
             first = [name for name in ("model", "backend", "numerics") if event.model.get(name)]
             rest = sorted(name for name in event.model if name not in first and event.model[name])
             parts = [event.model[name] for name in first] + [f"{name} {event.model[name]}" for name in rest]
+            parts = [_HASH.sub(r"\1…", part) for part in parts]  # --json has it whole
             shown = joined([one_line(part, 100) for part in (*parts, f"seed {event.seed}")], self.screen.width)
             self._block(sequence, "model", [(shown, "")], "bold")
             self.screen.block("", [("tools " + ", ".join(event.tools), "dim")])

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from k2core.cli.options import read_stdin
+from k2core.cli.streams import strangers_code
 
 if TYPE_CHECKING:
     from k2core.interfaces import ChatFormat, Tokenizer
     from k2core.plugins import Plugins
 
 
+@strangers_code()
 def tokenizer_of(plugins: "Plugins", model: str) -> "Tokenizer":
     """The tokenizer of a registered model or of a folder.
 
@@ -26,6 +28,7 @@ def tokenizer_of(plugins: "Plugins", model: str) -> "Tokenizer":
     return tokenizer
 
 
+@strangers_code()
 def chat_format_of(plugins: "Plugins", model: str, tokenizer: "Tokenizer") -> "ChatFormat":
     """The chat format of a registered model or of a folder, over its tokenizer; errors as `tokenizer_of`."""
     chat_format: ChatFormat = plugins.get("chat format", _options(plugins, model)["chat_format"]).load()(tokenizer)

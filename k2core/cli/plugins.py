@@ -9,6 +9,7 @@ import click
 
 from k2core.cli.app import App, Nouns
 from k2core.cli.output import emit, json_option, print_table
+from k2core.cli.streams import strangers_code
 from k2core.cli.text import fault_of
 
 
@@ -93,6 +94,7 @@ def _check(kind: str, name: str, plugin: str, reason: str, note: str = "") -> di
     return {"ok": not reason, "kind": kind, "name": name, "plugin": plugin, "reason": reason, "note": note}
 
 
+@strangers_code()
 def fault(action: Callable[[], Any]) -> str:
     """Why *action* fails, empty when it does not."""
     from k2core.errors import K2Error

@@ -7,6 +7,7 @@ import click
 
 from k2core.cli.app import App, Nouns
 from k2core.cli.output import emit, json_option, print_table, print_text
+from k2core.cli.streams import strangers_code
 from k2core.cli.text import to_json
 
 docs_option = click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read.")
@@ -22,7 +23,7 @@ def tools() -> None:
 @click.pass_obj
 def list_tools(app: App, as_json: bool) -> None:
     """Every tool, without loading it."""
-    from k2core.control import control_tools
+    from k2core.agent.control import control_tools
     from k2core.interfaces import Tool
 
     found: list[dict[str, Any]] = [
@@ -108,10 +109,11 @@ def call(ctx: click.Context, app: App, name: str, arguments: str, docs: str | No
     ctx.exit(0 if result.ok else 1)
 
 
+@strangers_code()
 def _tool(app: App, name: str, docs: str | None, stand_in: str | None = None) -> tuple[Any, str]:
     """A tool and the plugin that it came from; *stand_in* is its folder of documents where none is set."""
+    from k2core.agent.control import control_tools
     from k2core.agent.session import Choice, session_tools
-    from k2core.control import control_tools
     from k2core.errors import UnknownName
 
     settings = app.settings(docs=docs)

@@ -220,6 +220,7 @@ class Failing(Here):
     name = "failing"
 
     def probe(self):
+        print("a backend that prints")
         raise OSError("driver\\nis gone")
 
 
