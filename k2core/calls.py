@@ -3,7 +3,10 @@
 `k2core.toolmaking` makes tools of functions, `k2core.tools` runs calls.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from math import inf
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -25,7 +28,8 @@ class Tool:
         effect: ``pure`` (same arguments, same result; may be cached), ``read`` (no effect, the result may change),
             ``idempotent`` (may be repeated with the same key), ``reversible`` (names its undo), ``external`` (never again
             unasked; the default).
-        function: called with the validated arguments as keywords; returns text, or anything that is written as JSON.
+        function: called with the validated arguments as keywords; returns text, a `ToolOutput`, or anything that is written
+            as JSON. `current_call` tells it which call of which run it is.
         timeout_s: deadline of one call.
         control: handled by the loop itself (`answer`, `note`).
     """
@@ -52,11 +56,79 @@ class ToolContext:
 
     Attributes:
         documents: folder given with ``--docs``, or None.
+        workspace: folder given with ``--workspace``, in which code may be run and files written, or None.
+        sandbox: the weakest isolation of code that the operator accepts: ``strong`` or ``reduced``.
         data: k2core's folder for data of this user; may not exist yet.
+        closing: closed when the session ends; a factory that opens something registers its end here.
     """
 
     documents: Path | None = None
+    workspace: Path | None = None
+    sandbox: str = "strong"
     data: Path | None = None
+    closing: ExitStack = field(factory=ExitStack, eq=False, repr=False)
+
+
+@frozen(kw_only=True)
+class ToolOutput:
+    """What a tool may return when there is more than text.
+
+    Attributes:
+        text: as the model sees it.
+        ok: False where what the model asked for failed; its text then starts with ``error: ``.
+        files: content by name, kept beside the journal: plots, documents.
+        details: for the journal and for later calls of the tool, not for the model; JSON values.
+    """
+
+    text: str
+    ok: bool = True
+    files: Mapping[str, bytes] = field(factory=dict, repr=False)
+    details: Mapping[str, Any] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class PastCall:
+    """An earlier call of the same tool in the same run: its arguments, and what it returned."""
+
+    arguments: Mapping[str, Any]
+    text: str
+    ok: bool
+    details: Mapping[str, Any]
+
+
+@frozen(kw_only=True)
+class CallContext:
+    """Where a call stands.
+
+    Attributes:
+        run: the run's id; empty outside a run.
+        index: the call's number in the run.
+        left_s: seconds until its deadline.
+        past: earlier calls of the tool in the run, in order.
+    """
+
+    run: str = ""
+    index: int = 0
+    left_s: float = inf
+    past: tuple[PastCall, ...] = ()
+
+
+_CURRENT: ContextVar[CallContext] = ContextVar("k2core_call")
+
+
+def current_call() -> CallContext:
+    """The call that the running tool was made for; one outside any run where there is none."""
+    return _CURRENT.get(CallContext())
+
+
+@contextmanager
+def during(call: CallContext) -> Iterator[None]:
+    """Calls made meanwhile see *call* as the current one."""
+    token = _CURRENT.set(call)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
 
 
 @frozen(kw_only=True)
@@ -69,6 +141,8 @@ class ToolResult:
         duration_ms: wall time.
         full_bytes: size before truncation, in bytes of UTF-8.
         truncated: whether the text was cut.
+        files: see `ToolOutput`.
+        details: see `ToolOutput`.
     """
 
     text: str
@@ -76,6 +150,8 @@ class ToolResult:
     duration_ms: float = 0.0
     full_bytes: int = 0
     truncated: bool = False
+    files: Mapping[str, bytes] = field(factory=dict, repr=False)
+    details: Mapping[str, Any] = field(factory=dict)
 
 
 class ToolRegistry(Protocol):

@@ -6,6 +6,7 @@ cannot keep the process from ending.
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import threading
 from collections.abc import Callable
@@ -73,5 +74,5 @@ def _in_thread(function: Callable[..., Any], arguments: tuple[Any, ...], keyword
         with contextlib.suppress(RuntimeError):  # the loop is gone: nobody waits for the result
             loop.call_soon_threadsafe(settle, value, error)
 
-    threading.Thread(target=body, name=THREAD_NAME, daemon=True).start()
+    threading.Thread(target=contextvars.copy_context().run, args=(body,), name=THREAD_NAME, daemon=True).start()
     return future

@@ -153,6 +153,15 @@ class ToolIntent(Journalled):
 
 
 @frozen(kw_only=True)
+class Artefact:
+    """A file that a call brought out; its content lies beside the journal under its hash."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@frozen(kw_only=True)
 class ToolReturned(Journalled):
     """What came back from a call; fields as in `ToolIntent` and `ToolResult`."""
 
@@ -165,6 +174,8 @@ class ToolReturned(Journalled):
     duration_ms: float = 0.0
     full_bytes: int = 0
     truncated: bool = False
+    files: tuple[Artefact, ...] = ()
+    details: Mapping[str, Any] = field(factory=dict)
 
 
 @frozen(kw_only=True)

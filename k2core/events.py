@@ -20,6 +20,7 @@ from k2core.event_kinds import (
     EVENT_FORMAT,
     AnswerGiven,
     AnswerStatus,
+    Artefact,
     BudgetReached,
     ClaimEvidence,
     Journalled,
@@ -37,7 +38,7 @@ from k2core.event_kinds import (
 from k2core.messages import Delta
 
 __all__ = [
-    "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "BudgetReached", "ClaimEvidence", "Event", "Journalled",
+    "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "ClaimEvidence", "Event", "Journalled",
     "Live", "MessageAdded", "NoteKept", "ResultsHidden", "RunEnded", "RunStarted", "StatusLine", "Stored", "ToolIntent",
     "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
 ]  # fmt: skip

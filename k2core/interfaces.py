@@ -20,7 +20,7 @@ engine's one thread: everything below `ChatModel`.
 """
 
 from k2core.answers import Answer, Claim, Finding, Observation, Status, Trajectory, Verdict, Verifier
-from k2core.calls import Effect, Tool, ToolContext, ToolRegistry, ToolResult
+from k2core.calls import CallContext, Effect, PastCall, Tool, ToolContext, ToolOutput, ToolRegistry, ToolResult, current_call
 from k2core.language import ChatFormat, ChatModel, GenerateOptions, ModelProfile, Tokenizer, TurnParser, Wire
 from k2core.numerics import (
     Array,
@@ -39,8 +39,9 @@ from k2core.numerics import (
 )
 
 __all__ = [
-    "Answer", "Array", "Available", "Backend", "ChatFormat", "ChatModel", "Claim", "Effect", "Finding",
-    "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "NotAvailable", "Numerics", "Observation", "Progress",
-    "Routing", "SequenceInput", "Status", "Step", "Tokenizer", "Tool", "ToolContext", "ToolRegistry", "ToolResult",
-    "Trajectory", "TurnParser", "Verdict", "Verifier", "Want", "Warmup", "Wire",
+    "Answer", "Array", "Available", "Backend", "CallContext", "ChatFormat", "ChatModel", "Claim", "Effect", "Finding",
+    "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "NotAvailable", "Numerics", "Observation", "PastCall",
+    "Progress", "Routing", "SequenceInput", "Status", "Step", "Tokenizer", "Tool", "ToolContext", "ToolOutput",
+    "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict", "Verifier", "Want", "Warmup", "Wire",
+    "current_call",
 ]  # fmt: skip

@@ -24,7 +24,11 @@ KINDS = {
     "register_verifiers": "verifier",
     "register_evaluations": "evaluation",
 }
-FLAGS = {"documents": "docs FOLDER", "data": "store PATH"}  # needs of tools, and how users meet them
+FLAGS = {
+    "documents": "docs FOLDER",
+    "workspace": "workspace FOLDER",
+    "data": "store PATH",
+}  # needs of tools, and how users meet them
 
 
 @frozen(kw_only=True)

@@ -10,9 +10,10 @@ from typing import Any
 
 from attrs import define, evolve, field
 
+from k2core.calls import during
 from k2core.deadline import DeadlineExceeded, run_with_deadline
 from k2core.errors import PluginError, ToolError, UnknownName
-from k2core.interfaces import Tool, ToolResult
+from k2core.interfaces import CallContext, Tool, ToolOutput, ToolResult
 from k2core.messages import ToolCall
 
 RESULT_LIMIT = 16_000  # characters of a result that the model sees
@@ -88,27 +89,32 @@ class Registry:
         assert isinstance(arguments, dict)  # the schema's type is object
         return arguments
 
-    async def call(self, call: ToolCall, *, most_s: float | None = None) -> ToolResult:
+    async def call(self, call: ToolCall, *, most_s: float | None = None, context: CallContext | None = None) -> ToolResult:
         """Validate *call*, run it under its deadline, and bound what comes back.
 
         Args:
             call: as the model wrote it.
             most_s: seconds that are left at all; None leaves the tool's own deadline.
+            context: what the tool may know of its call.
         """
         started = time.perf_counter()
+        output = ToolOutput(text="")
         try:
             arguments = self.arguments_of(call)
             wanted = self._tools[call.name]
             timeout_s = wanted.timeout_s if most_s is None else min(wanted.timeout_s, most_s)
-            text = as_text(await run_with_deadline(wanted.function, timeout_s, **arguments))
-            ok = True
+            with during(evolve(context or CallContext(), left_s=timeout_s)):
+                returned = await run_with_deadline(wanted.function, timeout_s, **arguments)
+            output = returned if isinstance(returned, ToolOutput) else ToolOutput(text=as_text(returned))
+            text, ok = as_text(output.text), output.ok
         except DeadlineExceeded as error:
             text, ok = f"error: timed out after {error.timeout_s:g} s", False
         except ToolError as error:
             text, ok = f"error: {_one_line(str(error))}", False
         except Exception as error:  # a tool's own failure is an observation for the model
             text, ok = f"error: {type(error).__name__}: {_one_line(str(error))}".rstrip(": "), False
-        result = ToolResult(text=text, ok=ok, duration_ms=(time.perf_counter() - started) * 1e3)
+        duration_ms = (time.perf_counter() - started) * 1e3
+        result = ToolResult(text=text, ok=ok, duration_ms=duration_ms, files=output.files, details=output.details)
         return bound(result, self.result_limit)
 
 

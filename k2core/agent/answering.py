@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 from k2core.agent import projection
 from k2core.agent.concluding import conclude, wind_down
+from k2core.agent.control import ANSWER
 from k2core.agent.work import Work
-from k2core.control import ANSWER
 from k2core.events import Stored, TurnEnded, VerdictGiven, Warned
 from k2core.interfaces import Answer, ToolResult, Verdict
 from k2core.messages import ToolCall

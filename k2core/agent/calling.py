@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 
 from k2core.agent import projection
 from k2core.agent.answering import answer_by_call
+from k2core.agent.control import ANSWER, NOTE, answer_from_arguments
 from k2core.agent.work import Work
-from k2core.control import ANSWER, NOTE, answer_from_arguments
 from k2core.errors import ToolError
 from k2core.events import NoteKept, Stored, ToolIntent, TurnEnded
-from k2core.interfaces import Effect, ToolResult
+from k2core.interfaces import CallContext, Effect, ToolResult
 from k2core.messages import ToolCall
 
 
@@ -43,7 +43,9 @@ async def _carry_out(work: Work, call: ToolCall, index: int, *, cut: bool) -> As
         async for stored in _control(work, call, index):
             yield stored
     else:
-        yield await work.observe(call, index, await work.tools.call(call, most_s=work.budget.seconds_left()))
+        context = CallContext(run=work.run, index=index, past=projection.past_calls(work.events, call.name))
+        result = await work.tools.call(call, most_s=work.budget.seconds_left(), context=context)
+        yield await work.observe(call, index, result)
 
 
 async def _control(work: Work, call: ToolCall, index: int) -> AsyncIterator[Stored]:

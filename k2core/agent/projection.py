@@ -4,6 +4,7 @@ Messages are never stored beside the log: they are computed from it, and the com
 missing (the run was cut there) gets an ``error: interrupted`` result, so that what follows is always a valid conversation.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 
 from k2core.events import (
@@ -15,7 +16,7 @@ from k2core.events import (
     ToolReturned,
     TurnEnded,
 )
-from k2core.interfaces import Observation, Trajectory
+from k2core.interfaces import Observation, PastCall, Trajectory
 from k2core.messages import Message, ToolCall
 from k2core.tools import CONTROL_NAMES
 
@@ -86,6 +87,25 @@ def trajectory(events: Sequence[Stored]) -> Trajectory:
                 )
             )
     return Trajectory(question="\n".join(questions), question_event=question_event, observations=tuple(observations))
+
+
+def past_calls(events: Iterable[Stored], name: str) -> tuple[PastCall, ...]:
+    """The calls of one tool that returned something, in order; arguments that are no JSON object are left empty."""
+    arguments: dict[int, str] = {}
+    past: list[PastCall] = []
+    for stored in events:
+        event = stored.event
+        if isinstance(event, ToolIntent):
+            arguments[event.index] = event.arguments
+        elif isinstance(event, ToolReturned) and event.name == name:
+            try:
+                given = json.loads(arguments.get(event.index, "{}"))
+            except ValueError:
+                given = {}
+            if not isinstance(given, dict):
+                given = {}
+            past.append(PastCall(arguments=given, text=event.text, ok=event.ok, details=event.details))
+    return tuple(past)
 
 
 def calls_made(events: Iterable[Stored]) -> int:

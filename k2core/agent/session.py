@@ -9,6 +9,7 @@ This is the Python API's front door::
 """
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 from attrs import define, field, frozen
 
 from k2core.agent.budget import Limits
+from k2core.agent.control import control_tools
 from k2core.agent.journal import Journal, default_path
 from k2core.agent.loop import Agent
-from k2core.control import control_tools
 from k2core.errors import InputError, Unavailable, UnknownName
 from k2core.interfaces import Backend, ChatModel, GenerateOptions, ModelProfile, NotAvailable, Numerics, Progress, ToolContext
 from k2core.plugins import Plugins
@@ -41,6 +42,8 @@ class Choice:
         numerics: rounding in force.
         tools: exactly these tools (control tools are always there), or None for all whose needs are met.
         documents: folder for the tools that search and read.
+        workspace: folder for the tools that run code and write files.
+        sandbox: the weakest isolation of code that is acceptable, ``strong`` or ``reduced``.
         store: the journal's file, or None for the user's own.
         limits: budgets of one question.
         temperature: None takes the model's recommendation.
@@ -56,6 +59,8 @@ class Choice:
     numerics: Numerics = "exact"
     tools: tuple[str, ...] | None = None
     documents: Path | None = None
+    workspace: Path | None = None
+    sandbox: str = "strong"
     store: Path | None = None
     limits: Limits = field(factory=Limits)
     temperature: float | None = None
@@ -71,6 +76,7 @@ class Session:
 
     agent: Agent
     plugins: Plugins
+    closing: ExitStack = field(factory=ExitStack)
 
     @classmethod
     def open(
@@ -97,8 +103,16 @@ class Session:
         """
         choice = choice or Choice()
         plugins = plugins or Plugins.discover()
-        tools = session_tools(plugins, choice)
+        with ExitStack() as opened:
+            return cls._opened(choice, plugins, model, progress, opened)
+
+    @classmethod
+    def _opened(
+        cls, choice: Choice, plugins: Plugins, model: ChatModel | None, progress: Progress | None, opened: ExitStack
+    ) -> "Session":
+        tools = session_tools(plugins, choice, opened)
         chat = model or open_model(plugins, choice, progress=progress)
+        opened.callback(chat.close)
         options = GenerateOptions(
             max_tokens=choice.max_tokens,
             temperature=chat.profile.temperature if choice.temperature is None else choice.temperature,
@@ -110,16 +124,15 @@ class Session:
             model=chat,
             tools=Registry.of(tools, result_limit=min(RESULT_LIMIT, RESULT_SHARE * chat.profile.context)),
             verifiers=plugins.verifiers(),
-            journal=Journal.open(choice.store),
+            journal=opened.enter_context(Journal.open(choice.store)),
             limits=choice.limits,
             options=options,
         )
-        return cls(agent=agent, plugins=plugins)
+        return cls(agent=agent, plugins=plugins, closing=opened.pop_all())
 
     def close(self) -> None:
-        """Give the model and the journal back."""
-        self.agent.model.close()
-        self.agent.journal.close()
+        """Give back the journal, the model and whatever tools opened."""
+        self.closing.close()
 
     def __enter__(self) -> "Session":
         return self
@@ -128,8 +141,8 @@ class Session:
         self.close()
 
 
-def session_tools(plugins: Plugins, choice: Choice) -> list[Any]:
-    """Control tools and the tools that *choice* names."""
+def session_tools(plugins: Plugins, choice: Choice, closing: ExitStack | None = None) -> list[Any]:
+    """Control tools and the tools that *choice* names; what they open is closed with *closing*."""
     control = control_tools()
     fixed = {one.name for one in control}
     wanted: Iterable[str] | None = None if choice.tools is None else [name for name in choice.tools if name not in fixed]
@@ -137,7 +150,14 @@ def session_tools(plugins: Plugins, choice: Choice) -> list[Any]:
         what = "is not a folder" if choice.documents.exists() else "does not exist"
         raise InputError(f"cannot use '{choice.documents}' as the documents folder: it {what}")
     data = (default_path() if choice.store is None else choice.store).parent
-    return control + plugins.tools(ToolContext(documents=choice.documents, data=data), wanted)
+    context = ToolContext(
+        documents=choice.documents,
+        workspace=choice.workspace,
+        sandbox=choice.sandbox,
+        data=data,
+        closing=closing or ExitStack(),
+    )
+    return control + plugins.tools(context, wanted)
 
 
 def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = None) -> ChatModel:

@@ -4,6 +4,7 @@ The steps of the loop (`thinking`, `calling`, `answering`, `concluding`) are fun
 through `Work.append`, which returns when it is durable in the journal.
 """
 
+import asyncio
 import hashlib
 import json
 import platform
@@ -15,10 +16,11 @@ from attrs import define, field
 
 import k2core
 from k2core.agent import projection
+from k2core.agent.blobs import Blobs
 from k2core.agent.budget import Budget
 from k2core.agent.journal import Journal
 from k2core.agent.prompts import SYSTEM
-from k2core.events import AnswerGiven, Event, MessageAdded, RunEnded, RunStarted, Stored, ToolReturned, TurnEnded
+from k2core.events import AnswerGiven, Artefact, Event, MessageAdded, RunEnded, RunStarted, Stored, ToolReturned, TurnEnded
 from k2core.interfaces import ChatModel, GenerateOptions, ToolResult, Verifier
 from k2core.messages import Delta, Message, ToolCall
 from k2core.tools import Registry
@@ -83,8 +85,17 @@ class Work:
         self.events.extend(stored)
         return stored
 
+    @property
+    def blobs(self) -> Blobs:
+        """Where files that calls bring out are kept."""
+        return Blobs(self.journal.path.parent / "files")
+
     async def observe(self, call: ToolCall, index: int, result: ToolResult) -> Stored:
         """Put the result of call number *index* into the journal and the conversation."""
+        files = [
+            Artefact(name=name, size=len(content), sha256=await asyncio.to_thread(self.blobs.keep, content))
+            for name, content in result.files.items()
+        ]
         returned = ToolReturned(
             call_id=call.id,
             index=index,
@@ -94,6 +105,8 @@ class Work:
             duration_ms=round(result.duration_ms, 3),
             full_bytes=result.full_bytes,
             truncated=result.truncated,
+            files=tuple(files),
+            details=result.details,
         )
         (stored,) = await self.append(returned)
         self.messages.append(projection.tool_message(call.id, call.name, result.text))

@@ -23,10 +23,11 @@ from k2core.agent.journal import Journal
 from k2core.agent.loop import Agent, RunResult, result_of
 from k2core.agent.session import Choice, open_model, session_tools
 from k2core.errors import ToolError, UnknownName
-from k2core.evaluation import EvaluationReport, EvaluationRequest, Share, table
+from k2core.evaluation import EvaluationReport, EvaluationRequest
 from k2core.events import Stored, ToolIntent, ToolReturned
 from k2core.interfaces import ChatModel, GenerateOptions, Tool, Verifier
 from k2core.plugins import Plugins
+from k2core.testing.shares import Share, table
 from k2core.tools import Registry
 from k2core_nano.train import arithmetic, facts
 from k2core_nano.train.documents import question as draw

@@ -21,6 +21,7 @@ SEARCH = "/usr/bin:/bin:/usr/sbin:/sbin"  # system folders only: never a program
 ENVIRONMENT = {
     "HOME": "/workspace", "LANG": "C.UTF-8", "MPLBACKEND": "Agg", "MPLCONFIGDIR": "/tmp", "OMP_NUM_THREADS": "2",
     "OPENBLAS_NUM_THREADS": "2", "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": "/tmp",
+    "XDG_CACHE_HOME": "/tmp",
 }  # fmt: skip
 # argument 1: the staging folder; then folders to bind into it, "--" and the command
 STAGE = """

@@ -21,7 +21,7 @@ CONFINE = Path(__file__).with_name("confine.py")
 def environment(workspace: Path, stage: Path) -> dict[str, str]:
     """The worker's environment: that of ``strong`` with the places that are its own here."""
     temporary = str(stage / "tmp")
-    return {**ENVIRONMENT, "HOME": str(workspace), "TMPDIR": temporary, "MPLCONFIGDIR": temporary}
+    return {**ENVIRONMENT, "HOME": str(workspace), "TMPDIR": temporary, "MPLCONFIGDIR": temporary, "XDG_CACHE_HOME": temporary}
 
 
 def command(

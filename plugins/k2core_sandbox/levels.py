@@ -23,7 +23,7 @@ from k2core_sandbox.paths import Interpreter
 from k2core_sandbox.process import Kind
 from k2core_sandbox.self_test import self_test
 
-Name = Literal["strong", "reduced", "unavailable"]
+Name = Kind | Literal["unavailable"]
 log = structlog.get_logger()
 REMEDY = "Install bubblewrap 0.8 or newer (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap)."
 USER_NAMESPACES = (

@@ -12,6 +12,8 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -43,6 +45,7 @@ class Reply(msgspec.Struct, forbid_unknown_fields=True):
 
 
 Kind = Literal["strong", "reduced"]
+LOST = ("killed", "died", "exit")  # the variables are gone
 Status = Literal["ok", "error", "interrupted", "exit", "killed", "died"]
 
 
@@ -71,7 +74,7 @@ class Cell:
     @property
     def lost(self) -> bool:
         """Whether the worker is gone, and the variables with it."""
-        return self.status in ("killed", "died", "exit")
+        return self.status in LOST
 
 
 @define
@@ -134,15 +137,20 @@ class Worker:
                     requests=requests_in, replies=replies_out, stage=stage,
                 )  # fmt: skip
             passed = [fd for fd in theirs if fd != output_out]
-            process = subprocess.Popen(
-                command,
-                env={} if kind == "strong" else landlock.environment(workspace, stage),
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=output_out,
-                stderr=output_out,
-                pass_fds=passed,
-                start_new_session=True,
+            process = (
+                _launcher()
+                .submit(
+                    subprocess.Popen,
+                    command,
+                    env={} if kind == "strong" else landlock.environment(workspace, stage),
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=output_out,
+                    stderr=output_out,
+                    pass_fds=passed,
+                    start_new_session=True,
+                )
+                .result()
             )
         except BaseException as error:
             _close(ours)
@@ -329,6 +337,12 @@ def _take(descriptor: int, into: bytearray) -> int:
     room = max(0, OUTPUT_KEPT - len(into))
     into += data[:room]
     return len(data) - min(room, len(data))
+
+
+@cache
+def _launcher() -> ThreadPoolExecutor:
+    """The thread that starts every sandbox: they die with the thread that started them, and it lives as long as we do."""
+    return ThreadPoolExecutor(1, "k2core-sandbox-launcher")
 
 
 def _pipe(reader: list[int], writer: list[int]) -> tuple[int, int]:

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from k2core import tool
 from k2core.agent import projection, window
 from k2core.agent.budget import Limits
+from k2core.agent.control import control_tools
 from k2core.agent.journal import Journal
 from k2core.agent.loop import Agent, RunResult
-from k2core.control import control_tools
 from k2core.errors import InputError, K2Error
 from k2core.events import (
     AnswerGiven,

@@ -12,7 +12,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 
 from k2core import hookimpl, tool
-from k2core.control import control_tools
+from k2core.agent.control import control_tools
 from k2core.errors import PluginError, UnknownName, UsageError
 from k2core.interfaces import Tool, ToolContext
 from k2core.plugins import GROUP, Plugins

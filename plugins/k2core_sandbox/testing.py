@@ -1,0 +1,94 @@
+"""pytest inside a sandbox of its own, and its outcome as data."""
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from k2core.errors import ToolError
+from k2core.interfaces import ToolOutput
+from k2core_sandbox.interpreters import Settings
+from k2core_sandbox.process import Worker
+from k2core_sandbox.watchdog import Watchdog
+
+SHOWN = 20  # failures in one result
+# runs inside; PATHS is set before. Its last line is the report, which the host takes for a claim of the inside and no more
+PROGRAM = """
+import contextlib, io, json, pytest
+
+class Collector:
+    def __init__(self):
+        self.tests = []
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" or report.outcome != "passed":
+            self.add(report)
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.add(report, "error")
+    def add(self, report, outcome=None):
+        crash = getattr(report.longrepr, "reprcrash", None)
+        message = crash.message if crash is not None else str(report.longrepr or "")
+        outcome = outcome or ("error" if report.failed and report.when != "call" else report.outcome)
+        self.tests.append({"name": report.nodeid, "outcome": outcome, "message": message[:600] if outcome != "passed" else ""})
+
+collector = Collector()
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    status = int(pytest.main(["-q", "-p", "no:cacheprovider", *PATHS], plugins=[collector]))
+print(json.dumps({"status": status, "tests": collector.tests[:400], "said": said.getvalue()[-2000:] if status > 1 else ""}))
+"""
+
+
+class Test(msgspec.Struct, forbid_unknown_fields=True):
+    """One test, or one file that could not be collected."""
+
+    __test__ = False  # not a test of ours
+
+    name: str
+    outcome: Literal["passed", "failed", "skipped", "error"]
+    message: str
+
+
+class Report(msgspec.Struct, forbid_unknown_fields=True):
+    """What pytest says: its exit status, its tests, and its own words where it could not run."""
+
+    status: int
+    tests: list[Test]
+    said: str
+
+
+def run_pytest(settings: Settings, paths: list[str], timeout_s: float) -> ToolOutput:
+    """Run the tests of *paths* within the workspace.
+
+    Raises:
+        ToolError: pytest did not run, or its report is none.
+    """
+    with tempfile.TemporaryDirectory(prefix="k2core-stage-") as stage:
+        Path(stage).chmod(0o711)
+        worker = Worker.start(settings.workspace, stage=Path(stage), kind=settings.kind)
+        try:
+            with Watchdog(worker, settings.workspace, settings.bounds):
+                cell = worker.run(f"PATHS = {paths!r}\n{PROGRAM}", timeout_s=timeout_s)
+        finally:
+            worker.close()
+    if cell.status != "ok":
+        raise ToolError(f"the tests did not run to their end: {(cell.error or cell.status).splitlines()[-1]}")
+    try:
+        report = msgspec.json.decode(cell.output.rstrip().rpartition("\n")[2], type=Report)
+    except msgspec.MsgspecError as error:
+        raise ToolError(f"the tests ran, but their report cannot be read: {error}") from error
+    return _told(report)
+
+
+def _told(report: Report) -> ToolOutput:
+    counts = {
+        outcome: sum(one.outcome == outcome for one in report.tests) for outcome in ("passed", "failed", "error", "skipped")
+    }
+    line = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "no tests were found"
+    bad = [one for one in report.tests if one.outcome in ("failed", "error")]
+    lines = [line, *(f"{one.outcome} {one.name}: {' '.join(one.message.split())}" for one in bad[:SHOWN])]
+    if len(bad) > SHOWN:
+        lines.append(f"and {len(bad) - SHOWN} more")
+    if report.status > 1 and report.said:
+        lines.append(report.said.strip())
+    return ToolOutput(text="\n".join(lines), details={"counts": counts, "status": report.status})

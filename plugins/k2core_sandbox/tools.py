@@ -1,0 +1,141 @@
+"""The tools over a workspace: python, write_file, read_file, list_files and run_tests.
+
+A model has no way to choose the isolation: the level comes from the operator's settings and this machine's self-test, and
+where it is not reached the tools are not made.
+"""
+
+import os
+from pathlib import Path
+
+from k2core import tool
+from k2core.errors import InputError, ToolError, Unavailable
+from k2core.interfaces import Tool, ToolContext, ToolOutput, current_call
+from k2core_sandbox import bubblewrap
+from k2core_sandbox.beneath import Workspace
+from k2core_sandbox.interpreters import CELL_S, Interpreters, Settings
+from k2core_sandbox.levels import level
+from k2core_sandbox.process import GRACE_S, START_S
+from k2core_sandbox.testing import run_pytest
+
+DEADLINE_S = CELL_S + GRACE_S + START_S + 30.0  # of the call: the cell's own deadline comes first
+READ_LINES = 200  # of one read
+
+
+def make_python(context: ToolContext) -> Tool:
+    """The tool ``python``."""
+    settings, workspace = _settings(context)
+    interpreters = Interpreters(settings, workspace)
+    context.closing.callback(interpreters.close)
+
+    @tool(effect="external", timeout_s=DEADLINE_S, name="python")
+    def python(code: str) -> ToolOutput:
+        """Run Python code in a sandbox and see what it prints and its last value; variables stay."""
+        call = current_call()
+        return interpreters.of(call).run(code, call.past, call.left_s)
+
+    return python
+
+
+def make_run_tests(context: ToolContext) -> Tool:
+    """The tool ``run_tests``."""
+    settings, _ = _settings(context)
+
+    @tool(effect="external", timeout_s=DEADLINE_S, name="run_tests")
+    def run_tests(path: str = ".") -> ToolOutput:
+        """Run the workspace's tests with pytest."""
+        if path.startswith(("-", "/")) or ".." in path.split("/"):
+            raise ToolError(f"cannot run tests in '{path}': give a path within the workspace")
+        return run_pytest(settings, [path], min(CELL_S, current_call().left_s))
+
+    return run_tests
+
+
+def make_write_file(context: ToolContext) -> Tool:
+    """The tool ``write_file``."""
+    _, workspace = _settings(context)
+    owner = None if os.geteuid() else bubblewrap.USER
+
+    @tool(effect="idempotent", name="write_file")
+    def write_file(path: str, content: str) -> str:
+        """Write a file of the workspace, replacing it."""
+        data = content.encode("utf-8", "replace")
+        workspace.write(path, data, owner=owner)
+        return f"wrote {path} ({len(data)} bytes)"
+
+    return write_file
+
+
+def make_read_file(context: ToolContext) -> Tool:
+    """The tool ``read_file``."""
+    _, workspace = _settings(context)
+
+    @tool(effect="read", name="read_file")
+    def read_file(path: str, line: int = 1) -> str:
+        """Read a text file of the workspace from a line on."""
+        data = workspace.read(path)
+        try:
+            lines = data.decode("utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ToolError(f"cannot read '{path}': byte {error.start + 1} is not UTF-8 text") from error
+        if not 1 <= line <= max(1, len(lines)):
+            raise ToolError(f"cannot read '{path}' from line {line}: it has {len(lines)} lines")
+        shown = lines[line - 1 : line - 1 + READ_LINES]
+        rest = len(lines) - (line - 1) - len(shown)
+        more = [f"[{rest} more lines; go on with line {line + len(shown)}]"] if rest else []
+        return "\n".join([*shown, *more]) if lines else "[empty]"
+
+    return read_file
+
+
+def make_list_files(context: ToolContext) -> Tool:
+    """The tool ``list_files``."""
+    _, workspace = _settings(context)
+
+    @tool(effect="read", name="list_files")
+    def list_files() -> str:
+        """List the workspace's files with their sizes."""
+        entries, whole = workspace.entries()
+        lines = [f"{entry.path} {entry.size} bytes" for entry in entries]
+        return "\n".join([*lines, *([] if whole else ["[more files are not shown]"])]) or "[no files]"
+
+    return list_files
+
+
+def _settings(context: ToolContext) -> tuple[Settings, Workspace]:
+    """The isolation in force and the workspace, opened for as long as the session lasts.
+
+    Raises:
+        Unavailable: the machine does not give the level that the operator wants.
+        InputError: the workspace cannot be one.
+    """
+    if context.sandbox not in ("strong", "reduced"):
+        raise InputError(f"no sandbox level '{context.sandbox}': known are strong, reduced")
+    assert context.workspace is not None  # registered as a need
+    found = level("reduced" if context.sandbox == "reduced" else "strong")
+    if found.name == "unavailable":
+        raise Unavailable(f"no sandbox for code: {found.why}")
+    folder = _prepared(context.workspace)
+    workspace = Workspace.open(folder)
+    context.closing.callback(workspace.close)
+    return Settings(kind=found.name, workspace=folder), workspace
+
+
+def _prepared(folder: Path) -> Path:
+    """The workspace, made if it does not exist; as root it belongs to the sandbox's user."""
+    folder = folder.absolute()
+    try:
+        if not folder.exists():
+            folder.mkdir(parents=True, mode=0o700)
+            if not os.geteuid():
+                os.chown(folder, bubblewrap.USER, bubblewrap.USER)
+        about = folder.stat()
+    except OSError as error:
+        raise InputError(f"cannot use '{folder}' as the workspace: {error.strerror}") from error
+    if not folder.is_dir():
+        raise InputError(f"cannot use '{folder}' as the workspace: it is not a folder")
+    if not os.geteuid() and about.st_uid != bubblewrap.USER:
+        raise InputError(
+            f"cannot use '{folder}' as the workspace: as root, code runs as user {bubblewrap.USER}, who does not own it. "
+            f"Name a folder that does not exist yet, or run: chown -R {bubblewrap.USER}: {folder}"
+        )
+    return folder
