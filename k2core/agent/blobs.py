@@ -3,6 +3,7 @@
 A file is complete under its name or not there at all: it is written under another name, synced and renamed.
 """
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -46,7 +47,8 @@ class Blobs:
             finally:
                 os.close(folder)
         except OSError as error:
-            part.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                part.unlink()
             raise JournalError(f"cannot keep a file of {len(content)} bytes in {path.parent}: {error.strerror}") from error
         return digest
 

@@ -48,7 +48,7 @@ class Fact:
     year: str = ""
 
     def render(self) -> str:
-        """``580367 km2 [CIA World Factbook, 2023]``; unit, year and source only where there are any."""
+        """``580367 km2 [CIA World Factbook, 2026]``; unit, year and source only where there are any."""
         cited = ", ".join(part for part in (self.source, self.year) if part)
         return f"{self.value}{' ' + self.unit if self.unit else ''}{f' [{cited}]' if cited else ''}"
 

@@ -18,9 +18,9 @@ from k2core_tools.nearest import nearest_names
 from k2core_tools.tables import COUNTRIES, ELEMENTS
 
 ROWS = [
-    Fact(entity="Kenya", attribute="area", value="580367", unit="km2", source="CIA World Factbook", year="2023"),
+    Fact(entity="Kenya", attribute="area", value="580367", unit="km2", source="CIA World Factbook", year="2026"),
     Fact(entity="Kenya", attribute="capital", value="Nairobi", source="CIA World Factbook"),
-    Fact(entity="Kenya", attribute="population", value="55100586", unit="people", source="World Bank", year="2023"),
+    Fact(entity="Kenya", attribute="population", value="56432944", unit="people", source="World Bank", year="2024"),
     Fact(entity="Guinea", attribute="capital", value="Conakry", source="CIA World Factbook"),
     Fact(entity="iron", attribute="melting point", value="1811", unit="K", source="CRC"),
     Fact(entity="Côte d'Ivoire", attribute="capital", value="Yamoussoukro", source="CIA World Factbook"),
@@ -37,9 +37,9 @@ def store() -> FactsStore:
 @pytest.mark.parametrize(
     ("entity", "attribute", "text"),
     [
-        ("Kenya", "area", "580367 km2 [CIA World Factbook, 2023]"),
+        ("Kenya", "area", "580367 km2 [CIA World Factbook, 2026]"),
         ("kenya", "Capital", "Nairobi [CIA World Factbook]"),
-        ("KEN", "population", "55100586 people [World Bank, 2023]"),
+        ("KEN", "population", "56432944 people [World Bank, 2024]"),
         ("Iron", "melting_point", "1811 K [CRC]"),
         ("cote d’ivoire", "capital", "Yamoussoukro [CIA World Factbook]"),
         ("ivory  coast", "CAPITAL", "Yamoussoukro [CIA World Factbook]"),

@@ -1,0 +1,38 @@
+"""``k2 sandbox``: which isolation this machine gives, and why."""
+
+import click
+
+
+@click.group()
+def sandbox() -> None:
+    """Isolation of code that a model wrote."""
+
+
+@sandbox.command()
+@click.option(
+    "--sandbox", "least", type=click.Choice(["strong", "reduced"]), default="strong", help="Weakest level that is accepted."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object.")
+def check(least: str, as_json: bool) -> None:
+    """Test the sandbox anew, and say its level, why, and what the self-test found.
+
+    Ends with 5 where there is no sandbox of the accepted level.
+    """
+    from k2core.cli.output import emit, print_text
+    from k2core_sandbox.levels import level
+    from k2core_sandbox.paths import interpreter, packages
+
+    found = level("reduced" if least == "reduced" else "strong", fresh=True)
+    inside = interpreter()
+    if as_json:
+        emit({"level": found.name, "why": found.why, "checks": found.checks, "python": str(inside.executable)})
+    else:
+        print_text(f"sandbox: {found.name}\n{found.why}")
+        for name, held in found.checks.items():
+            print_text(f"  {'held' if held else 'NOT HELD':9} {name}")
+        offered = [name for name in ("numpy", "sympy", "matplotlib", "pytest") if name in packages()]
+        print_text(f"Python inside: {inside.executable} with {', '.join(offered) or 'no packages'}")
+        if "sympy" not in offered or "matplotlib" not in offered:
+            print_text("For more packages inside: pip install 'k2core[sandbox]'")
+    if found.name == "unavailable":
+        click.get_current_context().exit(5)
