@@ -45,8 +45,14 @@ class Register(Protocol):
 class RegisterTool(Protocol):
     """Takes a function decorated with `k2core.tool`, a `Tool`, or a factory ``ToolContext -> Tool`` with its name."""
 
-    def __call__(self, thing: Any, /, *, name: str | None = None, summary: str = "", needs: tuple[str, ...] = ()) -> None:
-        """Register it; *needs* names fields of `ToolContext` that its factory cannot do without."""
+    def __call__(
+        self, thing: Any, /, *, name: str | None = None, summary: str = "", needs: tuple[str, ...] = (), state: str = ""
+    ) -> None:
+        """Register it.
+
+        *needs* names fields of `ToolContext` that its factory cannot do without; *state* is a lazy ``"module:attribute"`` of a
+        function that tells listings in a word or two how the tool stands on this machine.
+        """
 
 
 class RegisterModel(Protocol):

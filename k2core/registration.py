@@ -42,6 +42,7 @@ class Entry:
         target: the thing itself, or a lazy ``"module:attribute"``.
         summary: one line for listings.
         needs: for a tool's factory, fields of `ToolContext` that must be given.
+        state: for a tool, a lazy ``"module:attribute"`` of a function that says in a word or two how it stands here.
         options: for a model, where it lies and what it speaks.
     """
 
@@ -51,6 +52,7 @@ class Entry:
     target: Any = field(eq=False, repr=False)
     summary: str = ""
     needs: tuple[str, ...] = ()
+    state: str = ""
     options: Mapping[str, Any] = field(factory=dict, eq=False)
 
     def load(self) -> Any:
@@ -97,7 +99,9 @@ def registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]:
     """The `register` callback that *hook* hands to a plugin."""
     kind = KINDS[hook]
 
-    def register(thing: Any, /, *, name: str | None = None, summary: str = "", needs: tuple[str, ...] = ()) -> None:
+    def register(
+        thing: Any, /, *, name: str | None = None, summary: str = "", needs: tuple[str, ...] = (), state: str = ""
+    ) -> None:
         if kind == "tool" and not isinstance(thing, str) and not callable(thing):
             check_tool(thing)
         chosen = name or getattr(thing, "name", None)
@@ -122,7 +126,9 @@ def registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]:
         if unknown:
             raise PluginError(f"it registers {kind} '{chosen}' with needs={unknown}, known are {sorted(FLAGS)}")
         summary = summary or (thing.description if isinstance(thing, Tool) else "")
-        into.append(Entry(kind=kind, name=chosen, plugin=plugin, target=thing, summary=summary, needs=tuple(needs)))
+        into.append(
+            Entry(kind=kind, name=chosen, plugin=plugin, target=thing, summary=summary, needs=tuple(needs), state=state)
+        )
 
     def register_model(
         name: str,

@@ -41,7 +41,8 @@ class Reached:
     used: float
 
     def __str__(self) -> str:
-        return f"the budget of {self.limit:g} {self.which.replace('_', ' ')} is used up"
+        what = self.which.replace("_", " ")
+        return f"the budget of {self.limit:g} {what.removesuffix('s') if self.limit == 1 else what} is used up"
 
 
 @define(kw_only=True)

@@ -1,5 +1,6 @@
 """Conclude: a final answer with its evidence, or, where none came, what is known so far."""
 
+import json
 from collections.abc import AsyncIterator
 
 from k2core.agent import projection
@@ -28,10 +29,26 @@ async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
     lines = [f"I stopped before an answer: {str(why).rstrip('.')}."]
     if known:
         lines.append("Known so far:")
-        lines += [f"- {one.tool} {one.arguments}: {one.text.splitlines()[0] if one.text else ''}" for one in known[-KNOWN:]]
+        lines += [f"- {one.tool} {in_words(one.arguments)}: {_first_line(one.text)}" for one in known[-KNOWN:]]
     status: AnswerStatus = "partial" if isinstance(why, Reached) or known else "failed"
     for stored in await work.end(AnswerGiven(text="\n".join(lines), status=status, reason=str(why)), write_message=True):
         yield stored
+
+
+def in_words(arguments: str) -> str:
+    """A call's arguments as ``key=value``; where they are no JSON object, as of a call that was cut off, that and a glimpse."""
+    try:
+        parsed = json.loads(arguments)
+    except (ValueError, RecursionError):
+        parsed = None
+    if not isinstance(parsed, dict):
+        glimpse = " ".join(arguments.split())[:40]
+        return f"(arguments that are no JSON object, {len(arguments):,} characters: {glimpse})"
+    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in parsed.items())
+
+
+def _first_line(text: str) -> str:
+    return text.splitlines()[0] if text.strip() else ""
 
 
 def _evidence(verdict: Verdict) -> tuple[ClaimEvidence, ...]:

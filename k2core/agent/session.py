@@ -141,7 +141,7 @@ class Session:
         self.close()
 
 
-def session_tools(plugins: Plugins, choice: Choice, closing: ExitStack | None = None) -> list[Any]:
+def session_tools(plugins: Plugins, choice: Choice, closing: ExitStack) -> list[Any]:
     """Control tools and the tools that *choice* names; what they open is closed with *closing*."""
     control = control_tools()
     fixed = {one.name for one in control}
@@ -155,7 +155,7 @@ def session_tools(plugins: Plugins, choice: Choice, closing: ExitStack | None = 
         workspace=choice.workspace,
         sandbox=choice.sandbox,
         data=data,
-        closing=closing or ExitStack(),
+        closing=closing,
     )
     return control + plugins.tools(context, wanted)
 
@@ -170,7 +170,7 @@ def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = 
             return chat
         options = dict(entry.options)
     elif folder.is_dir():
-        options = {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi", "profile": None}
+        options = of_folder(folder)
     elif "/" in choice.model or folder.exists():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(
@@ -180,6 +180,11 @@ def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = 
     else:
         raise UnknownName("model", choice.model, plugins.names("model"), "A checkpoint folder's path works too.")
     return _engine(plugins, choice, options, progress)
+
+
+def of_folder(folder: Path) -> dict[str, Any]:
+    """The options of a checkpoint folder that nobody registered: it speaks the family's language."""
+    return {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi", "profile": None}
 
 
 def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress: Progress | None) -> ChatModel:

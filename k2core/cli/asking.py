@@ -202,7 +202,7 @@ def _parsed(arguments: str) -> Any:
 def show_result(display: Display, asked: Asked, result: RunResult, identity: dict[str, str]) -> None:
     """The answer on stdout; its evidence and its cost on the display."""
     display.screen.gap()
-    print_text(display.plain(result.answer.text), bold=True)
+    print_text(result.answer.text, bold=True)
     display.screen.gap()
     display.answer_details(result.answer)
     cost = joined(cost_parts(asked, result, identity), display.screen.width)

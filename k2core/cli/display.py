@@ -65,7 +65,6 @@ class Display:
     _calls: dict[int, str] = field(factory=dict, init=False)  # event of a result -> what was called
     _indices: dict[int, int] = field(factory=dict, init=False)  # event of a result -> the call's number
     _results: dict[int, str] = field(factory=dict, init=False)  # the call's number -> what came back
-    _written: dict[str, str] = field(factory=dict, init=False)  # how an unfinished answer names a call -> for people
     _running: str = field(default="", init=False)  # the tool whose result is awaited
 
     def show(self, item: Stored | Live) -> None:
@@ -93,7 +92,6 @@ class Display:
             limit = 100_000 if self.whole else 300
             text = one_line(_asked(event, self.whole), limit)
             self._calls[event.index], self._running = f"{event.name} {text}", event.name
-            self._written[f"- {event.name} {event.arguments}:"] = f"- {event.name} {arguments_text(event.arguments)}:"
             self._block(sequence, f"call {event.index}", [(event.name, "cyan"), (f" {text}", "")], "cyan")
         elif isinstance(event, ToolReturned):
             self._returned(sequence, event)
@@ -176,7 +174,7 @@ class Display:
             content = one_line(event.content, 60) if event.role == "assistant" else event.content
             self._block(sequence, label, [(content, "" if event.role == "user" else "dim")], "bold")
         elif isinstance(event, AnswerGiven):
-            self._block(sequence, "answer", [(self.plain(event.text), "bold")], STATUS_STYLE[event.status])
+            self._block(sequence, "answer", [(event.text, "bold")], STATUS_STYLE[event.status])
             self.answer_details(event)
         elif isinstance(event, RunEnded):
             cost = f"{counted(event.tokens, 'token')}, {counted(event.calls, 'call')}, {event.seconds:.2f} s"
@@ -211,12 +209,6 @@ class Display:
             elif isinstance(stored.event, ToolReturned):
                 self._indices[stored.sequence] = stored.event.index
                 self._results[stored.event.index] = stored.event.text
-
-    def plain(self, text: str) -> str:
-        """An answer's text; the calls that an unfinished one lists are given as calls are shown everywhere, not as JSON."""
-        for written, shown in self._written.items():
-            text = text.replace(written, shown)
-        return text
 
     def _result(self, index: int) -> str:
         return one_line(self._results.get(index, "no result came back"), 200)

@@ -58,6 +58,7 @@ def model_options(plugins: "Plugins", model: str) -> dict[str, Any] | None:
     Raises:
         InputError: the model is registered without a checkpoint.
     """
+    from k2core.agent.session import of_folder
     from k2core.errors import InputError
 
     if model in plugins.names("model"):
@@ -68,7 +69,7 @@ def model_options(plugins: "Plugins", model: str) -> dict[str, Any] | None:
             )
         return options
     folder = Path(model).expanduser()
-    return {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi"} if folder.is_dir() else None
+    return of_folder(folder) if folder.is_dir() else None
 
 
 def _options(plugins: "Plugins", model: str) -> dict[str, Any]:

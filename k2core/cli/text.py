@@ -36,14 +36,10 @@ def cut(text: str, lines: int = 8, characters: int = 600) -> str:
 
 
 def arguments_text(arguments: str) -> str:
-    """A call's arguments as ``key=value``; where they are no JSON object, as of a call that was cut off, that and a glimpse."""
-    try:
-        parsed = json.loads(arguments)
-    except (ValueError, RecursionError):
-        parsed = None
-    if not isinstance(parsed, dict):
-        return f"(arguments that are no JSON object, {len(arguments):,} characters: {one_line(arguments, 40)})"
-    return " ".join(f"{clean(str(key))}={to_json(value)}" for key, value in parsed.items())
+    """A call's arguments as ``key=value``, cleaned."""
+    from k2core.agent.concluding import in_words
+
+    return clean(in_words(arguments))
 
 
 def fault_of(error: BaseException) -> str:

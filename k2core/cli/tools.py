@@ -1,16 +1,33 @@
 """``k2 tools``: what a model may call; call it yourself."""
 
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from attrs import evolve
 
 from k2core.cli.app import App, Nouns
 from k2core.cli.output import emit, json_option, print_table, print_text
 from k2core.cli.streams import strangers_code
-from k2core.cli.text import to_json
+from k2core.cli.text import fault_of, to_json
 
-docs_option = click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read.")
+if TYPE_CHECKING:
+    from k2core.registration import Entry
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def folder_options(command: F) -> F:
+    """What tools may need, as for ``k2 run``."""
+    for option in (
+        click.option("--sandbox", metavar="LEVEL", help="Weakest isolation of code: strong (the default) or reduced."),
+        click.option("--workspace", metavar="FOLDER", help="Folder for the tools that run code and write files."),
+        click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read."),
+    ):
+        command = option(command)
+    return command
 
 
 @click.group(cls=Nouns)
@@ -27,7 +44,14 @@ def list_tools(app: App, as_json: bool) -> None:
     from k2core.interfaces import Tool
 
     found: list[dict[str, Any]] = [
-        {"name": one.name, "plugin": "k2core", "summary": _as_others(one.description), "needs": [], "control": True}
+        {
+            "name": one.name,
+            "plugin": "k2core",
+            "summary": _as_others(one.description),
+            "needs": [],
+            "control": True,
+            "state": "",
+        }
         for one in control_tools()
     ]
     for entry in app.plugins().entries("tool"):
@@ -39,27 +63,29 @@ def list_tools(app: App, as_json: bool) -> None:
                 "summary": entry.summary,
                 "needs": list(entry.needs),
                 "control": control,
+                "state": _state(entry),
             }
         )
     found.sort(key=lambda one: str(one["name"]))
     if as_json:
         emit({"tools": found})
         return
-    rows = [[one["name"], one["plugin"], one["summary"] + _needs(one["needs"])] for one in found]
+    rows = [[one["name"], one["plugin"], _line(one)] for one in found]
     print_table(("name", "plugin", "what it does"), rows, "No tools are registered. See k2 plugins.")
 
 
 @tools.command()
 @click.argument("name")
-@docs_option
+@folder_options
 @json_option
 @click.pass_obj
-def show(app: App, name: str, docs: str | None, as_json: bool) -> None:
+def show(app: App, name: str, docs: str | None, workspace: str | None, sandbox: str | None, as_json: bool) -> None:
     """A tool's declaration as the model sees it, its effect and its deadline."""
     import tempfile
 
-    with tempfile.TemporaryDirectory() as empty:  # a declaration does not depend on the folder
-        one, plugin = _tool(app, name, docs, empty)
+    with ExitStack() as closing:
+        empty = closing.enter_context(tempfile.TemporaryDirectory())  # a declaration does not depend on the folder
+        one, plugin = _tool(app, name, {"docs": docs, "workspace": workspace, "sandbox": sandbox}, closing, Path(empty))
     shown = {
         "name": one.name,
         "plugin": plugin,
@@ -78,20 +104,30 @@ def show(app: App, name: str, docs: str | None, as_json: bool) -> None:
 @tools.command()
 @click.argument("name")
 @click.argument("arguments", metavar="JSON", default="{}")
-@docs_option
+@folder_options
 @json_option
 @click.pass_obj
 @click.pass_context
-def call(ctx: click.Context, app: App, name: str, arguments: str, docs: str | None, as_json: bool) -> None:
+def call(
+    ctx: click.Context,
+    app: App,
+    name: str,
+    arguments: str,
+    docs: str | None,
+    workspace: str | None,
+    sandbox: str | None,
+    as_json: bool,
+) -> None:
     """Call a tool as a model would, e.g. k2 tools call calculator '{"expression": "23*47"}'."""
     import asyncio
 
     from k2core.messages import ToolCall
     from k2core.tools import Registry
 
-    one, _ = _tool(app, name, docs)
-    registry = Registry.of([one])
-    result = asyncio.run(registry.call(ToolCall(id=f"functions.{name}:0", name=name, arguments=arguments)))
+    with ExitStack() as closing:
+        one, _ = _tool(app, name, {"docs": docs, "workspace": workspace, "sandbox": sandbox}, closing)
+        registry = Registry.of([one])
+        result = asyncio.run(registry.call(ToolCall(id=f"functions.{name}:0", name=name, arguments=arguments)))
     app.caught.log()
     if as_json:
         emit(
@@ -110,21 +146,29 @@ def call(ctx: click.Context, app: App, name: str, arguments: str, docs: str | No
 
 
 @strangers_code()
-def _tool(app: App, name: str, docs: str | None, stand_in: str | None = None) -> tuple[Any, str]:
-    """A tool and the plugin that it came from; *stand_in* is its folder of documents where none is set."""
+def _tool(
+    app: App, name: str, given: Mapping[str, str | None], closing: ExitStack, stand_in: Path | None = None
+) -> tuple[Any, str]:
+    """A tool and the plugin that it came from; *stand_in* is used for folders where none is set."""
     from k2core.agent.control import control_tools
     from k2core.agent.session import Choice, session_tools
     from k2core.errors import UnknownName
 
-    settings = app.settings(docs=docs)
+    settings = app.settings(**given)
     plugins, control = app.plugins(), {one.name: one for one in control_tools()}
     if name in control:
         return control[name], "k2core"
     known = plugins.names("tool")
     if name not in known:
         raise UnknownName("tool", name, [*known, *control])
-    documents: Path | None = settings["docs"] or (None if stand_in is None else Path(stand_in))
-    made = session_tools(plugins, Choice(tools=(name,), documents=documents, store=settings["store"]))
+    choice = Choice(
+        tools=(name,),
+        documents=settings["docs"] or stand_in,
+        workspace=settings["workspace"] or (stand_in and stand_in / "workspace"),
+        sandbox=settings["sandbox"],
+        store=settings["store"],
+    )
+    made = session_tools(plugins, choice, closing)
     return next(one for one in made if one.name == name), plugins.get("tool", name).plugin
 
 
@@ -133,5 +177,19 @@ def _as_others(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:].rstrip(".")
 
 
-def _needs(needs: list[str]) -> str:
-    return " (needs --docs FOLDER)" if "documents" in needs else ""
+def _state(entry: "Entry") -> str:
+    """How the tool says it stands on this machine; a fault of the plugin is its state."""
+    if not entry.state:
+        return ""
+    try:
+        return str(evolve(entry, target=entry.state).load()())
+    except Exception as error:  # a stranger's fault belongs into the listing
+        return fault_of(error)
+
+
+def _line(one: Mapping[str, Any]) -> str:
+    from k2core.registration import FLAGS
+
+    remarks = [one["state"], *(f"needs --{FLAGS[need]}" for need in one["needs"])]
+    told = "; ".join(remark for remark in remarks if remark)
+    return f"{one['summary']} ({told})" if told else str(one["summary"])

@@ -13,6 +13,7 @@ import random
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ async def _ask_all(
     tallies: dict[tuple[str, int], Tally],
 ) -> None:
     journal, verifiers = Journal.open(store), plugins.verifiers()
-    shipped = session_tools(plugins, Choice())
+    closing = ExitStack()
+    shipped = session_tools(plugins, Choice(), closing)
     total, done = len(chosen) * len(LEVELS) * request.count, 0
     try:
         for group in chosen:
@@ -129,6 +131,7 @@ async def _ask_all(
                         request.progress(f"eval nano: {group}, {LEVELS[level]}", done, total)
     finally:
         journal.close()
+        closing.close()
 
 
 async def _ask(

@@ -10,9 +10,10 @@ from k2core.hookspecs import RegisterTool
 @hookimpl
 def register_tools(register: RegisterTool) -> None:
     """Register the tools over a workspace by where they are found."""
+    for name, summary in (("python", "run Python code; variables stay"), ("run_tests", "pytest over the workspace")):
+        where, state = f"k2core_sandbox.tools:make_{name}", "k2core_sandbox.levels:state"
+        register(where, name=name, summary=summary, needs=("workspace",), state=state)
     for name, summary in (
-        ("python", "run Python code, isolated; variables stay"),
-        ("run_tests", "pytest over the workspace, isolated"),
         ("write_file", "write a file of the workspace"),
         ("read_file", "lines of a file of the workspace"),
         ("list_files", "the files of the workspace"),

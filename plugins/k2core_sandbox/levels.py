@@ -63,6 +63,12 @@ def level(least: Kind = "strong", *, fresh: bool = False, python: Interpreter | 
     return found
 
 
+def state() -> str:
+    """The level in two words, for listings."""
+    found = level()
+    return "no sandbox: see k2 sandbox check" if found.name == "unavailable" else f"sandbox {found.name}"
+
+
 def _kept(kind: Kind, fresh: bool, python: Interpreter | None) -> Level:
     path = Path(user_cache_dir("k2core", appauthor=False), f"sandbox-{kind}-{fingerprint(python)}.json")
     if not fresh:

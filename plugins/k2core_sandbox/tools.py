@@ -23,8 +23,8 @@ READ_LINES = 200  # of one read
 
 def make_python(context: ToolContext) -> Tool:
     """The tool ``python``."""
-    settings, workspace = _settings(context)
-    interpreters = Interpreters(settings, workspace)
+    workspace = _workspace(context)
+    interpreters = Interpreters(_settings(context, workspace), workspace)
     context.closing.callback(interpreters.close)
 
     @tool(effect="external", timeout_s=DEADLINE_S, name="python")
@@ -38,7 +38,7 @@ def make_python(context: ToolContext) -> Tool:
 
 def make_run_tests(context: ToolContext) -> Tool:
     """The tool ``run_tests``."""
-    settings, _ = _settings(context)
+    settings = _settings(context, _workspace(context))
 
     @tool(effect="external", timeout_s=DEADLINE_S, name="run_tests")
     def run_tests(path: str = ".") -> ToolOutput:
@@ -52,7 +52,7 @@ def make_run_tests(context: ToolContext) -> Tool:
 
 def make_write_file(context: ToolContext) -> Tool:
     """The tool ``write_file``."""
-    _, workspace = _settings(context)
+    workspace = _workspace(context)
     owner = None if os.geteuid() else bubblewrap.USER
 
     @tool(effect="idempotent", name="write_file")
@@ -67,7 +67,7 @@ def make_write_file(context: ToolContext) -> Tool:
 
 def make_read_file(context: ToolContext) -> Tool:
     """The tool ``read_file``."""
-    _, workspace = _settings(context)
+    workspace = _workspace(context)
 
     @tool(effect="read", name="read_file")
     def read_file(path: str, line: int = 1) -> str:
@@ -89,7 +89,7 @@ def make_read_file(context: ToolContext) -> Tool:
 
 def make_list_files(context: ToolContext) -> Tool:
     """The tool ``list_files``."""
-    _, workspace = _settings(context)
+    workspace = _workspace(context)
 
     @tool(effect="read", name="list_files")
     def list_files() -> str:
@@ -101,23 +101,31 @@ def make_list_files(context: ToolContext) -> Tool:
     return list_files
 
 
-def _settings(context: ToolContext) -> tuple[Settings, Workspace]:
-    """The isolation in force and the workspace, opened for as long as the session lasts.
+def _settings(context: ToolContext, workspace: Workspace) -> Settings:
+    """The isolation in force.
 
     Raises:
         Unavailable: the machine does not give the level that the operator wants.
-        InputError: the workspace cannot be one.
+        InputError: there is no such level.
     """
     if context.sandbox not in ("strong", "reduced"):
         raise InputError(f"no sandbox level '{context.sandbox}': known are strong, reduced")
-    assert context.workspace is not None  # registered as a need
     found = level("reduced" if context.sandbox == "reduced" else "strong")
     if found.name == "unavailable":
         raise Unavailable(f"no sandbox for code: {found.why}")
-    folder = _prepared(context.workspace)
-    workspace = Workspace.open(folder)
+    return Settings(kind=found.name, workspace=workspace.folder)
+
+
+def _workspace(context: ToolContext) -> Workspace:
+    """The workspace, held open for as long as the session lasts.
+
+    Raises:
+        InputError: it cannot be one.
+    """
+    assert context.workspace is not None  # registered as a need
+    workspace = Workspace.open(_prepared(context.workspace))
     context.closing.callback(workspace.close)
-    return Settings(kind=found.name, workspace=folder), workspace
+    return workspace
 
 
 def _prepared(folder: Path) -> Path:

@@ -138,6 +138,7 @@ def make_search(context: ToolContext) -> Tool:
         InputError: the folder is missing.
     """
     index = DocumentIndex(_folder(context), context.data)
+    context.closing.callback(index.close)
 
     @tool(effect="read", timeout_s=60.0, name="search")
     def search(query: str) -> str:

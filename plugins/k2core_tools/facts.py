@@ -188,13 +188,20 @@ def make_shipped_facts(context: ToolContext) -> Tool:
     held: list[FactsStore] = []
     lock = threading.Lock()
 
+    def close() -> None:
+        with lock:
+            while held:
+                held.pop().close()
+
+    context.closing.callback(close)
+
     @tool(effect="read", timeout_s=10.0, name="facts")
     def facts(attribute: str, entity: str) -> str:
         """Look up one attribute of an entity."""
         with lock:
             if not held:
                 held.append(FactsStore.shipped())
-        return held[0].lookup(entity, attribute).render()
+            return held[0].lookup(entity, attribute).render()
 
     return facts
 

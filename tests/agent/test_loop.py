@@ -251,7 +251,7 @@ def test_the_budget_of_calls_ends_with_what_is_known(tmp_path: Path) -> None:
 
     assert (result.status, result.calls) == ("partial", 3)
     assert of_kind(events, BudgetReached) == [BudgetReached(which="calls", limit=3.0, used=3.0)]
-    assert "Known so far" in result.answer.text and '- double {"number":2}: 4' in result.answer.text
+    assert "Known so far" in result.answer.text and "- double number=2: 4" in result.answer.text
 
 
 def test_the_budget_of_calls_holds_within_one_turn(tmp_path: Path) -> None:

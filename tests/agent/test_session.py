@@ -1,5 +1,6 @@
 """What a session gives its tools: the documents, and the user's folder for what they keep."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,9 @@ from k2core.interfaces import Tool
 from k2core.plugins import Plugins
 
 
-def search_of(choice: Choice) -> Tool:
+def search_of(choice: Choice, closing: ExitStack) -> Tool:
     """The shipped search as a session has it."""
-    found: Tool = next(one for one in session_tools(Plugins.discover(), choice) if one.name == "search")
+    found: Tool = next(one for one in session_tools(Plugins.discover(), choice, closing) if one.name == "search")
     return found
 
 
@@ -25,9 +26,9 @@ def test_searching_keeps_its_index_beside_the_runs(is_given: bool, tmp_path: Pat
     (documents / "bridge.md").write_text("The Tal Bridge opened in 1873.\n")
     store = tmp_path / "mine" / "runs.sqlite" if is_given else None
 
-    search = search_of(Choice(tools=("search",), documents=documents, store=store))
-    assert [one.name for one in tmp_path.iterdir()] == ["docs"]
-
-    assert "1873" in search.function(query="bridge")
+    with ExitStack() as closing:
+        search = search_of(Choice(tools=("search",), documents=documents, store=store), closing)
+        assert [one.name for one in tmp_path.iterdir()] == ["docs"]
+        assert "1873" in search.function(query="bridge")
     (index,) = tmp_path.rglob("documents-*.sqlite")
     assert index.parent == tmp_path / "mine" if is_given else index.parent.name == "k2core"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -48,10 +49,11 @@ def chat_format() -> KimiChatFormat:
 
 def test_the_shipped_tools_declare_what_the_model_was_taught(plugins: Plugins, tmp_path: Path) -> None:
     """Every declaration of the product equals the specification to the letter."""
-    declared = {
-        tool.name: json.dumps(tool.declaration(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-        for tool in session_tools(plugins, Choice(documents=tmp_path))
-    }
+    with ExitStack() as closing:
+        declared = {
+            tool.name: json.dumps(tool.declaration(), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+            for tool in session_tools(plugins, Choice(documents=tmp_path), closing)
+        }
 
     assert declared == SPEC["tools"]
 
@@ -103,7 +105,8 @@ def test_the_loop_and_the_chat_format_give_what_the_generator_wrote(
     asked = question(random.Random(seed), family)
     turns = solved(asked, random.Random(seed))
     world = asked.tools(random.Random(seed))
-    tools = Registry.of([in_world(tool, world) for tool in session_tools(plugins, Choice())])
+    with ExitStack() as closing:  # only the declarations are the product's: the world answers
+        tools = Registry.of([in_world(tool, world) for tool in session_tools(plugins, Choice(), closing)])
     journal = Journal.open(tmp_path_factory.mktemp("episode") / "runs.sqlite")
     profile = ModelProfile(context=100_000, system=SPEC["system"])
     agent = Agent(model=ScriptedModel(map(turn_message, turns), profile=profile), tools=tools, journal=journal)
