@@ -251,10 +251,15 @@ class Worker:
             if self._closed or self.why_killed:
                 return
             self.why_killed = why
-            if self.first >= 0:
-                with contextlib.suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self.first, signal.SIGKILL)
+            self._signal()
+
+    def _signal(self) -> None:
+        """SIGKILL to the first process inside, with which the kernel ends all; what is outside then reaps it and ends too."""
+        if self.first < 0:
             self.process.kill()
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.first, signal.SIGKILL)
 
     def close(self) -> None:
         """End it and give everything back."""
@@ -267,12 +272,12 @@ class Worker:
 
     def _end(self) -> None:
         """Wait until the processes are gone; they are killed first."""
-        self.process.kill()
-        self.process.wait()
-        if self.first >= 0:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.first, signal.SIGKILL)
-            select.select([self.first], [], [], GRACE_S)
+        self._signal()
+        try:
+            self.process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def _reply(self, until: float) -> Reply:
         frame = bytearray()

@@ -125,6 +125,8 @@ def main() -> None:
     os.set_inheritable(replies, False)
     sys.argv[:] = [""]
     sys.path[:] = [*(entry for entry in sys.path if entry), packages, workspace]
+    for stream in (sys.stdout, sys.stderr):  # in step with what programs that a cell starts print
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")
     cells = Cells()
     signal.signal(signal.SIGINT, cells.interrupted)
     send(replies, {"cell": 0, "status": "ok", "value": sys.version.split()[0], "error": None})
