@@ -19,6 +19,11 @@ class Blobs:
 
     folder: Path
 
+    @classmethod
+    def beside(cls, journal: Path) -> "Blobs":
+        """Those of the journal in this file."""
+        return cls(journal.parent / "files")
+
     def path(self, sha256: str) -> Path:
         """Where the content with this hash lies, whether it is there or not."""
         return self.folder / sha256[:2] / sha256

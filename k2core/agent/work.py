@@ -88,7 +88,7 @@ class Work:
     @property
     def blobs(self) -> Blobs:
         """Where files that calls bring out are kept."""
-        return Blobs(self.journal.path.parent / "files")
+        return Blobs.beside(self.journal.path)
 
     async def observe(self, call: ToolCall, index: int, result: ToolResult) -> Stored:
         """Put the result of call number *index* into the journal and the conversation."""

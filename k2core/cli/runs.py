@@ -68,3 +68,48 @@ def show(app: App, run: str, no_reasoning: bool, store: str | None, as_json: boo
         display.show(stored)
     if events[-1].event.kind != "run.ended":
         display.screen.block("     end", [("unfinished: the run has no end in the journal", "yellow")], "yellow")
+
+
+@runs.command()
+@click.argument("run", default="last")
+@click.option("--to", "folder", metavar="FOLDER", help="Write them into this folder, which must not exist yet.")
+@store_option
+@json_option
+@click.pass_obj
+def files(app: App, run: str, folder: str | None, store: str | None, as_json: bool) -> None:
+    """The files that the calls of RUN brought out: plots, documents, whatever cells wrote.
+
+    A file that several calls wrote is listed once for each; written out, the last one counts.
+    """
+    from pathlib import Path
+
+    from k2core.agent.blobs import Blobs
+    from k2core.agent.journal import Journal
+    from k2core.errors import InputError
+    from k2core.events import ToolReturned
+
+    path = app.settings(store=store)["store"]
+    with Journal.open(path) as journal:
+        events, blobs = journal.events(run), Blobs.beside(journal.path)
+    found = [
+        (event.index, one)
+        for event in (stored.event for stored in events)
+        if isinstance(event, ToolReturned)
+        for one in event.files
+    ]
+    if folder is not None:
+        target = Path(folder).absolute()
+        if target.exists():
+            raise InputError(f"cannot write files into '{folder}': it exists already. Name a folder that does not.")
+        for _, one in found:
+            place = (target / one.name).resolve()
+            if not place.is_relative_to(target):
+                raise InputError(f"cannot write file '{one.name}': its name leads out of '{folder}'")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(blobs.read(one.sha256))
+    if as_json:
+        listed = [{"call": index, "name": one.name, "size": one.size, "sha256": one.sha256} for index, one in found]
+        emit({"run": events[0].run, "files": listed, "folder": folder})
+        return
+    rows = [[str(index), one.name, f"{one.size:,}", str(blobs.path(one.sha256))] for index, one in found]
+    print_table(("call", "file", "bytes", "content"), rows, "No call of this run brought a file out.")

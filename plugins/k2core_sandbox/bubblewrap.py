@@ -17,11 +17,12 @@ from k2core_sandbox.paths import Interpreter
 
 USER = 64_923  # uid and gid outside, where root starts the sandbox
 INSIDE = 65_534  # uid and gid inside
+FONTS = b'<?xml version="1.0"?><fontconfig><dir>/usr/share/fonts</dir></fontconfig>'  # there is no /etc inside
 SEARCH = "/usr/bin:/bin:/usr/sbin:/sbin"  # system folders only: never a program from the workspace
 ENVIRONMENT = {
-    "HOME": "/workspace", "LANG": "C.UTF-8", "MPLBACKEND": "Agg", "MPLCONFIGDIR": "/tmp", "OMP_NUM_THREADS": "2",
-    "OPENBLAS_NUM_THREADS": "2", "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": "/tmp",
-    "XDG_CACHE_HOME": "/tmp",
+    "FONTCONFIG_FILE": "/fonts.conf", "HOME": "/workspace", "LANG": "C.UTF-8", "MPLBACKEND": "Agg", "MPLCONFIGDIR": "/tmp",
+    "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1",
+    "TMPDIR": "/tmp", "XDG_CACHE_HOME": "/tmp",
 }  # fmt: skip
 # argument 1: the staging folder; then folders to bind into it, "--" and the command
 STAGE = """
@@ -56,19 +57,22 @@ def command(
     packages: Mapping[str, Path],
     workspace: Path,
     worker: int,
+    fonts: int,
     filter: int,
     info: int,
     arguments: Sequence[str],
     stage: Path,
     sizes: Sizes | None = None,
 ) -> list[str]:
-    """The whole command, to be run with an empty environment and the descriptors *worker*, *filter* and *info* passed on.
+    """The whole command, to be run with an empty environment and the descriptors *worker*, *fonts*, *filter* and *info*
+    passed on.
 
     Args:
         interpreter: runs the worker.
         packages: name inside /packages and path outside.
         workspace: the one folder that can be written.
         worker: descriptor of the worker's source.
+        fonts: descriptor of `FONTS`.
         filter: descriptor of the seccomp program, read from its begin.
         info: descriptor to which bubblewrap writes the first process's number as JSON.
         arguments: of the worker.
@@ -98,8 +102,9 @@ def command(
     for name, path in packages.items():
         inside += ["--ro-bind", staged.path(path), f"/packages/{name}"]
     inside += ["--bind", staged.path(workspace), "/workspace", "--ro-bind-data", str(worker), "/worker.py"]
+    inside += ["--ro-bind-data", str(fonts), "/fonts.conf"]
     inside += ["--remount-ro", "/", "--chdir", "/workspace", "--seccomp", str(filter), "--info-fd", str(info), "--"]
-    inside += [str(interpreter.executable), "-I", "-S", "/worker.py", *arguments]
+    inside += [str(interpreter.executable), "-I", "-S", "-B", "/worker.py", *arguments]
     if os.geteuid():
         return inside
     change = [program("setpriv") or "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs", "--"]

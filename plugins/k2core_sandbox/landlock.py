@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from k2core.errors import Unavailable
-from k2core_sandbox.bubblewrap import ENVIRONMENT, USER, reachable
+from k2core_sandbox.bubblewrap import ENVIRONMENT, FONTS, USER, reachable
 from k2core_sandbox.paths import Interpreter
 
 GAPS = ("stat of paths outside", "a detached process outlives the run")
@@ -21,7 +21,14 @@ CONFINE = Path(__file__).with_name("confine.py")
 def environment(workspace: Path, stage: Path) -> dict[str, str]:
     """The worker's environment: that of ``strong`` with the places that are its own here."""
     temporary = str(stage / "tmp")
-    return {**ENVIRONMENT, "HOME": str(workspace), "TMPDIR": temporary, "MPLCONFIGDIR": temporary, "XDG_CACHE_HOME": temporary}
+    return {
+        **ENVIRONMENT,
+        "FONTCONFIG_FILE": str(stage / "fonts.conf"),
+        "HOME": str(workspace),
+        "TMPDIR": temporary,
+        "MPLCONFIGDIR": temporary,
+        "XDG_CACHE_HOME": temporary,
+    }
 
 
 def command(
@@ -54,10 +61,11 @@ def command(
         if not (offered / name).is_symlink():
             (offered / name).symlink_to(path)
     temporary.mkdir(exist_ok=True)
+    (stage / "fonts.conf").write_bytes(FONTS)
     if user is not None:
         os.chown(temporary, user, user)
     system = [Path("/", name) for name in ("usr", "bin", "lib", "lib64", "dev/urandom", "dev/zero")]
-    read = [*system, interpreter.prefix, offered, *packages.values()]
+    read = [*system, interpreter.prefix, offered, stage / "fonts.conf", *packages.values()]
     write = [workspace, temporary, Path("/dev/null")]
     specification = {
         "worker": worker,
@@ -67,7 +75,7 @@ def command(
         "user": user,
     }
     numbers = [str(requests), str(replies), str(offered), str(workspace), str(64 + owned(user))]
-    return [str(interpreter.executable), "-I", "-S", str(CONFINE), json.dumps(specification), *numbers]
+    return [str(interpreter.executable), "-I", "-S", "-B", str(CONFINE), json.dumps(specification), *numbers]
 
 
 def owned(user: int | None) -> int:

@@ -128,9 +128,16 @@ class Worker:
             found = packages() if offered is None else offered
             if kind == "strong":
                 command = bubblewrap.command(
-                    interpreter=inside, packages=found, workspace=workspace, worker=source, filter=rules, info=info_out,
-                    arguments=(str(requests_in), str(replies_out), "/packages", "/workspace", "64"), stage=stage,
-                )  # fmt: skip
+                    interpreter=inside,
+                    packages=found,
+                    workspace=workspace,
+                    worker=source,
+                    fonts=_in_memory("fonts", bubblewrap.FONTS, theirs),
+                    filter=rules,
+                    info=info_out,
+                    arguments=(str(requests_in), str(replies_out), "/packages", "/workspace", "64"),
+                    stage=stage,
+                )
             else:
                 command = landlock.command(
                     interpreter=inside, packages=found, workspace=workspace, worker=source, filter=rules,

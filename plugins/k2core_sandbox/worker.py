@@ -10,6 +10,7 @@ other side takes nothing in it for more than this tool's output.
 
 import ast
 import builtins
+import io
 import json
 import linecache
 import os
@@ -126,6 +127,7 @@ def main() -> None:
     sys.argv[:] = [""]
     sys.path[:] = [*(entry for entry in sys.path if entry), packages, workspace]
     for stream in (sys.stdout, sys.stderr):  # in step with what programs that a cell starts print
+        assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     cells = Cells()
     signal.signal(signal.SIGINT, cells.interrupted)
