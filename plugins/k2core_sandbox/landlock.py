@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from k2core.errors import Unavailable
-from k2core_sandbox.bubblewrap import ENVIRONMENT, FONTS, USER, reachable
+from k2core_sandbox.bubblewrap import ENVIRONMENT, FONTS
+from k2core_sandbox.launcher import USER, Reach, reachable
 from k2core_sandbox.paths import Interpreter
 
 GAPS = ("stat of paths outside", "a detached process outlives the run")
@@ -41,8 +42,9 @@ def command(
     requests: int,
     replies: int,
     stage: Path,
+    reach: Reach,
 ) -> list[str]:
-    """The whole command; makes the folders of packages and temporary files in *stage*.
+    """The whole command; makes the folders of packages and temporary files in *stage*. It changes the user itself.
 
     Raises:
         Unavailable: root starts it, and the user it becomes could not reach a folder it needs.

@@ -35,7 +35,7 @@ def interpreter() -> Interpreter:
 def packages(names: tuple[str, ...] = OFFERED) -> dict[str, Path]:
     """Top-level entries of the named distributions and of all they require: name inside, path outside.
 
-    What is not installed is left out. Bytecode, scripts, data outside the import path and ``.pth`` files are not offered.
+    What is not installed is left out. Metadata, scripts, data outside the import path and ``.pth`` files are not offered.
     """
     entries: dict[str, Path] = {}
     wanted, seen = list(names), set[str]()
@@ -50,7 +50,7 @@ def packages(names: tuple[str, ...] = OFFERED) -> dict[str, Path]:
             continue
         for file in distribution.files or ():
             top = file.parts[0]
-            if top in ("..", "__pycache__") or top.endswith((".pth", ".virtualenv")):
+            if top in ("..", "__pycache__") or top.endswith((".pth", ".virtualenv", ".dist-info")):
                 continue
             path = Path(str(distribution.locate_file(top)))
             if path.exists():

@@ -12,8 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +21,12 @@ from attrs import define, field, frozen
 
 from k2core.errors import Unavailable
 from k2core_sandbox import bubblewrap, landlock, seccomp
+from k2core_sandbox.launcher import launch
 from k2core_sandbox.paths import Interpreter, interpreter, packages
 
 FRAME_LIMIT = 1 << 20  # bytes of one reply
 OUTPUT_KEPT = 1 << 20  # bytes of one cell's output that are kept; the rest is read and dropped
+DRAINED = 32  # reads of output after a cell's end: more than a pipe holds, and an end where something prints on
 START_S = 15.0
 GRACE_S = 2.0  # between SIGINT and SIGKILL
 POLICIES = {
@@ -106,7 +107,7 @@ class Worker:
         """Start a worker.
 
         Args:
-            workspace: the folder it may write; as root it must belong to `bubblewrap.USER`.
+            workspace: the folder it may write; as root it must belong to `launcher.USER`.
             stage: an empty folder that everyone may enter, for this worker's use until it ends.
             kind: the isolation; whether it holds on this machine is for `levels` to say.
             python: the interpreter inside; ours by default.
@@ -124,40 +125,30 @@ class Worker:
             info, info_out = _pipe(ours, theirs)
             source = _in_memory("worker", WORKER.read_bytes(), theirs)
             rules = _in_memory("filter", seccomp.program(POLICIES[kind]), theirs)
-            inside = python or interpreter()
-            found = packages() if offered is None else offered
+            build = partial(
+                bubblewrap.command if kind == "strong" else landlock.command,
+                interpreter=python or interpreter(),
+                packages=packages() if offered is None else offered,
+                workspace=workspace,
+                worker=source,
+                filter=rules,
+            )
             if kind == "strong":
-                command = bubblewrap.command(
-                    interpreter=inside,
-                    packages=found,
-                    workspace=workspace,
-                    worker=source,
-                    fonts=_in_memory("fonts", bubblewrap.FONTS, theirs),
-                    filter=rules,
-                    info=info_out,
-                    arguments=(str(requests_in), str(replies_out), "/packages", "/workspace", "64"),
-                    stage=stage,
-                )
+                fonts = _in_memory("fonts", bubblewrap.FONTS, theirs)
+                arguments = (str(requests_in), str(replies_out), "/packages", "/workspace", "64")
+                build = partial(build, fonts=fonts, info=info_out, arguments=arguments)
             else:
-                command = landlock.command(
-                    interpreter=inside, packages=found, workspace=workspace, worker=source, filter=rules,
-                    requests=requests_in, replies=replies_out, stage=stage,
-                )  # fmt: skip
-            passed = [fd for fd in theirs if fd != output_out]
-            process = (
-                _launcher()
-                .submit(
-                    subprocess.Popen,
-                    command,
-                    env={} if kind == "strong" else landlock.environment(workspace, stage),
-                    cwd="/",
-                    stdin=subprocess.DEVNULL,
-                    stdout=output_out,
-                    stderr=output_out,
-                    pass_fds=passed,
-                    start_new_session=True,
-                )
-                .result()
+                build = partial(build, requests=requests_in, replies=replies_out, stage=stage)
+            process = launch(
+                lambda reach: build(reach=reach),
+                change_user=kind == "strong",
+                env={} if kind == "strong" else landlock.environment(workspace, stage),
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=output_out,
+                stderr=output_out,
+                pass_fds=[fd for fd in theirs if fd != output_out],
+                start_new_session=True,
             )
         except BaseException as error:
             _close(ours)
@@ -212,11 +203,12 @@ class Worker:
                 until = started + timeout_s + (GRACE_S if interrupted else 0.0)
                 if now >= until and interrupted:
                     self.kill(f"it ran longer than {timeout_s:g} s and did not stop when interrupted")
-                elif now >= until:
+                    break
+                if now >= until:
                     signal.pidfd_send_signal(self.worker, signal.SIGINT)
                     interrupted = True
                     continue
-                ready, _, _ = select.select([self.output, self.replies], [], [], max(0.0, until - now))
+                ready, _, _ = select.select([self.output, self.replies, self.worker], [], [], max(0.0, until - now))
                 if self.output in ready:
                     dropped += _take(self.output, output)
                 if self.replies in ready:
@@ -225,6 +217,8 @@ class Worker:
                         break
                     frame += more
                     reply = _parsed(frame, number)
+                elif self.worker in ready:
+                    break  # it ended; a process that it left may hold its pipes open
             if reply is not None:
                 status = reply.status
         except (OSError, _Silent):
@@ -233,7 +227,9 @@ class Worker:
             self.kill("it forged a reply")
         if reply is None:
             self._end()
-        while select.select([self.output], [], [], 0)[0]:
+        for _ in range(DRAINED):
+            if not select.select([self.output], [], [], 0)[0]:
+                break
             before = len(output)
             more_dropped = _take(self.output, output)
             dropped += more_dropped
@@ -349,12 +345,6 @@ def _take(descriptor: int, into: bytearray) -> int:
     room = max(0, OUTPUT_KEPT - len(into))
     into += data[:room]
     return len(data) - min(room, len(data))
-
-
-@cache
-def _launcher() -> ThreadPoolExecutor:
-    """The thread that starts every sandbox: they die with the thread that started them, and it lives as long as we do."""
-    return ThreadPoolExecutor(1, "k2core-sandbox-launcher")
 
 
 def _pipe(reader: list[int], writer: list[int]) -> tuple[int, int]:

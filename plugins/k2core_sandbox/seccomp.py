@@ -68,6 +68,7 @@ def listed(which: str) -> list[str]:
     return [str(name) for group in _table()[which].values() for name in group]  # type: ignore[attr-defined]
 
 
+@cache
 def program(policy: Policy, machine: str | None = None) -> bytes:
     """The filter as an array of ``struct sock_filter``, 8 bytes an instruction.
 

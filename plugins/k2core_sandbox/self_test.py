@@ -16,7 +16,7 @@ from pathlib import Path
 from attrs import frozen
 
 from k2core.errors import Unavailable
-from k2core_sandbox import bubblewrap
+from k2core_sandbox.launcher import USER
 from k2core_sandbox.paths import Interpreter
 from k2core_sandbox.process import Kind, Worker
 
@@ -84,7 +84,7 @@ def places() -> Iterator[tuple[Path, Path]]:
         workspace.mkdir(mode=0o700)
         stage.mkdir(mode=0o711)
         if not os.geteuid():
-            os.chown(workspace, bubblewrap.USER, bubblewrap.USER)
+            os.chown(workspace, USER, USER)
         yield workspace, stage
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from k2core import tool
 from k2core.errors import InputError, ToolError, Unavailable
 from k2core.interfaces import Tool, ToolContext, ToolOutput, current_call
-from k2core_sandbox import bubblewrap
 from k2core_sandbox.beneath import Workspace
 from k2core_sandbox.interpreters import CELL_S, Interpreters, Settings
+from k2core_sandbox.launcher import USER
 from k2core_sandbox.levels import level
 from k2core_sandbox.process import GRACE_S, START_S
 from k2core_sandbox.testing import run_pytest
@@ -53,7 +53,7 @@ def make_run_tests(context: ToolContext) -> Tool:
 def make_write_file(context: ToolContext) -> Tool:
     """The tool ``write_file``."""
     workspace = _workspace(context)
-    owner = None if os.geteuid() else bubblewrap.USER
+    owner = None if os.geteuid() else USER
 
     @tool(effect="idempotent", name="write_file")
     def write_file(path: str, content: str) -> str:
@@ -135,15 +135,15 @@ def _prepared(folder: Path) -> Path:
         if not folder.exists():
             folder.mkdir(parents=True, mode=0o700)
             if not os.geteuid():
-                os.chown(folder, bubblewrap.USER, bubblewrap.USER)
+                os.chown(folder, USER, USER)
         about = folder.stat()
     except OSError as error:
         raise InputError(f"cannot use '{folder}' as the workspace: {error.strerror}") from error
     if not folder.is_dir():
         raise InputError(f"cannot use '{folder}' as the workspace: it is not a folder")
-    if not os.geteuid() and about.st_uid != bubblewrap.USER:
+    if not os.geteuid() and about.st_uid != USER:
         raise InputError(
-            f"cannot use '{folder}' as the workspace: as root, code runs as user {bubblewrap.USER}, who does not own it. "
-            f"Name a folder that does not exist yet, or run: chown -R {bubblewrap.USER}: {folder}"
+            f"cannot use '{folder}' as the workspace: as root, code runs as user {USER}, who does not own it. "
+            f"Name a folder that does not exist yet, or run: chown -R {USER}: {folder}"
         )
     return folder

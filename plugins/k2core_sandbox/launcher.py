@@ -1,0 +1,103 @@
+"""The one thread that starts every sandbox.
+
+A sandbox dies with the thread that started it, so that thread lives as long as we do. Where root starts sandboxes, it changes
+the user of each first; what that user could not reach (an interpreter under /root, say) is bound to a staging folder in a
+mount namespace that only this thread has, so the host's mounts stay as they are.
+"""
+
+import atexit
+import ctypes
+import os
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from k2core.errors import Unavailable
+
+USER = 64_923  # uid and gid outside, where root starts the sandbox
+Reach = Callable[[Path], str]  # a path as the sandbox's user can reach it
+_NEW_MOUNTS = 0x20000
+_BIND, _RECURSIVE, _SLAVE, _NO_SUID, _NO_DEVICES = 0x1000, 0x4000, 0x80000, 0x2, 0x4
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def launch(build: Callable[[Reach], list[str]], *, change_user: bool, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process.
+
+    Args:
+        build: makes the command; what it names outside has to go through the function it is given.
+        change_user: as root, become `USER` before the command runs; it is given reachable paths then.
+        options: of `subprocess.Popen`.
+
+    Raises:
+        OSError: it does not start.
+        Unavailable: root may not bind what has to be bound.
+    """
+    return _thread().submit(_launch, build, change_user and not os.geteuid(), options).result()
+
+
+def reachable(folders: Iterable[Path]) -> bool:
+    """Whether everyone may enter each of the folders."""
+    return all(folder.stat().st_mode & stat.S_IXOTH for folder in folders)
+
+
+@cache
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "k2core-sandbox-launcher")
+
+
+def _launch(build: Callable[[Reach], list[str]], change_user: bool, options: dict[str, Any]) -> subprocess.Popen[bytes]:
+    if not change_user:
+        return subprocess.Popen(build(str), **options)
+    return subprocess.Popen(build(_staged), user=USER, group=USER, extra_groups=[], **options)
+
+
+def _staged(path: Path) -> str:
+    """*path*, or its place below the staging folder where `USER` could not reach it."""
+    if reachable(path.parents):
+        return str(path)
+    open_parent = path.parent.stat().st_mode & stat.S_IXOTH
+    folder = path.parent if open_parent else path
+    return str(_bound(folder) / path.relative_to(folder))
+
+
+@cache
+def _stage() -> Path:
+    """The staging folder: in memory, in a mount namespace of this thread's own, gone with the thread."""
+    folder = Path(tempfile.mkdtemp(prefix="k2core-stage-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)  # outside the namespace it is an empty folder
+    folder.chmod(0o711)
+    if _libc.unshare(_NEW_MOUNTS):
+        raise _failed("unshare the mount namespace")
+    _mount(None, Path("/"), None, _RECURSIVE | _SLAVE)
+    _mount(Path("k2core-stage"), folder, b"tmpfs", _NO_SUID | _NO_DEVICES, b"mode=0711,size=1m")
+    return folder
+
+
+@cache
+def _bound(folder: Path) -> Path:
+    place = _stage() / str(len(list(_stage().iterdir())))
+    if folder.is_dir():
+        place.mkdir()
+    else:
+        place.touch()
+    _mount(folder, place, None, _BIND)
+    return place
+
+
+def _mount(source: Path | None, target: Path, kind: bytes | None, flags: int, data: bytes | None = None) -> None:
+    given = None if source is None else os.fsencode(source)
+    if _libc.mount(given, os.fsencode(target), kind, ctypes.c_ulong(flags), data):
+        raise _failed(f"mount {source or target}")
+
+
+def _failed(what: str) -> Unavailable:
+    return Unavailable(
+        f"the sandbox cannot start as root: cannot {what}: {os.strerror(ctypes.get_errno())}. Run as another user."
+    )
