@@ -5,6 +5,7 @@ proportional set sizes of the whole tree and kills the sandbox when a bound is p
 /dev/shm are bounded by their file systems.
 """
 
+import contextlib
 import os
 import threading
 from pathlib import Path
@@ -27,6 +28,8 @@ class Bounds:
         disk: bytes of the workspace's files, as allocated.
         files: entries of the workspace, folders counted.
         every_s: seconds between two looks.
+        calm: a sandbox with more processes than this gets the lowest priority for all but its worker, so that a bomb slows
+            itself and not its neighbours.
     """
 
     memory: int = 1 << 30
@@ -34,6 +37,7 @@ class Bounds:
     disk: int = 512 << 20
     files: int = 20_000
     every_s: float = 0.05
+    calm: int = 6
 
 
 @define
@@ -71,6 +75,8 @@ class Watchdog:
     def broken(self) -> str:
         """Which bound is passed, in words; empty if none is."""
         members = tree(self.worker.root)
+        if len(members) > self.bounds.calm:
+            demote(members)
         memory = sum(proportional_size(number) for number in members)
         self.peak = max(self.peak, memory)
         if memory > self.bounds.memory:
@@ -96,6 +102,21 @@ def tree(root: int) -> list[int]:
             pass  # ended since it was listed
         at += 1
     return members
+
+
+def demote(members: list[int]) -> None:
+    """Give all but the first two (bubblewrap's own and the worker) the lowest priority; their children inherit it.
+
+    Where the kernel shares time between sessions first (autogroup), it is the sandbox's session that has to be lowered.
+    """
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{members[0]}/autogroup").write_text("19")
+    for number in members[2:]:
+        try:
+            for task in Path(f"/proc/{number}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(task.name), 19)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended since it was listed
 
 
 def proportional_size(number: int) -> int:
