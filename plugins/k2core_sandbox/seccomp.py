@@ -1,8 +1,8 @@
 """The system-call filter: a classic BPF program made from `syscalls.toml`, for the kernel's seccomp mode 2.
 
 What a call meets, in order: another architecture or the x32 table kills the process; calls whose arguments decide (clone,
-ioctl, socket) are looked at; listed calls are allowed or answer EPERM; every other call answers ENOSYS, so that the C library
-falls back (clone3 to clone, whose flags can be read). Formats: linux/filter.h, linux/seccomp.h.
+ioctl, socket, prlimit64) are looked at; listed calls are allowed or answer EPERM; every other call answers ENOSYS, so that
+the C library falls back (clone3 to clone, whose flags can be read). Formats: linux/filter.h, linux/seccomp.h.
 """
 
 import platform
@@ -24,6 +24,7 @@ _X32 = 0x40000000
 _NEW_NAMESPACES = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 _TERMINAL_INJECTION = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX
 _AF_UNIX = 1
+_OURSELVES = 0  # a process number
 
 
 @frozen(kw_only=True)
@@ -32,7 +33,8 @@ class Policy:
 
     Attributes:
         local_sockets: AF_UNIX sockets may be made. Needs a file system and a network namespace of its own.
-        modes: modes, times and attributes of files may be changed. Landlock does not govern them.
+        modes: modes, times and attributes of files may be changed, links and attributes read, other processes of the same
+            user slowed. Landlock governs none of it.
     """
 
     local_sockets: bool
@@ -79,7 +81,7 @@ def program(policy: Policy, machine: str | None = None) -> bytes:
     allowed, refused = set(listed("allow")), set(listed("refuse"))
     groups = _table()["allow"]
     if not policy.modes:
-        modes = set(groups["modes"])  # type: ignore[call-overload]
+        modes = {*groups["modes"], *groups["beyond Landlock"]}  # type: ignore[misc]
         allowed, refused = allowed - modes, refused | modes
     if not policy.local_sockets:
         sockets = set(groups["local sockets"]) - {"socketpair"}  # type: ignore[call-overload]
@@ -96,6 +98,8 @@ def program(policy: Policy, machine: str | None = None) -> bytes:
     code += _when(known["ioctl"], _SECOND, [(_EQUAL, one) for one in _TERMINAL_INJECTION], _ERRNO | _EPERM, _ALLOW)
     if policy.local_sockets:
         code += _when(known["socket"], _FIRST, [(_EQUAL, _AF_UNIX)], _ALLOW, _ERRNO | _EAFNOSUPPORT)
+    if not policy.modes:  # limits of other processes of the same user
+        code += _when(known["prlimit64"], _FIRST, [(_EQUAL, _OURSELVES)], _ALLOW, _ERRNO | _EPERM)
     for name, number in known.items():
         if name in allowed - {"clone", "ioctl", "socket"}:
             code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
