@@ -114,7 +114,11 @@ class Workspace:
             os.close(parent)
 
     def entries(self) -> tuple[list[Entry], bool]:
-        """The regular files by path, at most `ENTRIES` of them and `DEPTH` folders deep, and whether that was all."""
+        """The regular files by path, at most `ENTRIES` of them and `DEPTH` folders deep, and whether that was all.
+
+        Names that cannot be printed (control characters, reversed text, no Unicode) are passed over, and so are folders of
+        such names: their place is a listing that people and models read.
+        """
         found: list[Entry] = []
         for entry in self._walk(self.descriptor, "", DEPTH):
             if len(found) == ENTRIES:
@@ -126,6 +130,8 @@ class Workspace:
         # not os.fwalk: this one never follows, and opens every folder by the kernel's rule
         with os.scandir(folder) as listing:
             for one in listing:
+                if not one.name.isprintable():
+                    continue
                 path = prefix + one.name
                 try:
                     if one.is_dir(follow_symlinks=False):

@@ -28,7 +28,7 @@ KEPT = 8  # interpreters at once; the one used longest ago ends first
 SHOWN = 8  # files named in one result
 ARTEFACT_LIMIT = 4 << 20  # bytes of a file that goes into the journal
 ADDRESS = re.compile(r"at 0x[0-9a-f]+")  # of an object; differs from one interpreter to the next
-TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)|[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+TERMINAL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_]|\][^\x07\x1b]*(?:\x07|\x1b\\)?)|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @frozen(kw_only=True)
@@ -164,7 +164,8 @@ def printed(cell: Cell) -> str:
         parts.append(cell.value)
     if cell.status == "error" and cell.error:
         parts.append(cell.error)
-    return TERMINAL.sub("", "\n".join(part for part in parts if part))
+    text = "\n".join(part for part in parts if part)
+    return TERMINAL.sub("", re.sub("\r+\n?", "\n", text))  # a carriage return would overwrite its line on a terminal
 
 
 def digest(cell: Cell) -> str:
