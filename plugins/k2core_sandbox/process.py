@@ -91,6 +91,7 @@ class Worker:
     root: int  # number of the sandbox's first process, for the watchdog
     cells: int = 0
     why_killed: str = ""
+    folders: tuple[Path, ...] = ()  # on the disk, that it may write beside the workspace
     _lock: threading.Lock = field(factory=threading.Lock)
     _closed: bool = False
 
@@ -157,7 +158,8 @@ class Worker:
             raise
         finally:
             _close(theirs)
-        started = cls(process, -1, -1, requests, replies, output, 0)
+        folders = () if kind == "strong" else (stage / "tmp",)
+        started = cls(process, -1, -1, requests, replies, output, 0, folders=folders)
         try:
             started._meet(info if kind == "strong" else None)
         except BaseException:

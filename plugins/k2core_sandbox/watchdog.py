@@ -7,7 +7,9 @@ proportional set sizes of the whole tree and kills the sandbox when a bound is p
 
 import contextlib
 import os
+import stat
 import threading
+from collections.abc import Iterable, Set
 from pathlib import Path
 
 import structlog
@@ -25,7 +27,7 @@ class Bounds:
     Attributes:
         memory: bytes, the sum of the processes' proportional set sizes.
         processes: how many, threads not counted.
-        disk: bytes of the workspace's files, as allocated.
+        disk: bytes of the files that it wrote, as allocated, those without a name counted.
         files: entries of the workspace, folders counted.
         every_s: seconds between two looks.
         calm: a sandbox with more processes than this gets the lowest priority for all but its worker, so that a bomb slows
@@ -83,7 +85,10 @@ class Watchdog:
             return f"its processes used {memory >> 20} MiB of memory, more than {self.bounds.memory >> 20}"
         if len(members) > self.bounds.processes:
             return f"it had {len(members)} processes, more than {self.bounds.processes}"
-        size, files = usage(self.workspace, self.bounds.files)
+        folders = [self.workspace, *self.worker.folders]
+        counts = [usage(folder, self.bounds.files) for folder in folders]
+        files = max(count for _, count in counts)
+        size = sum(size for size, _ in counts) + unnamed(members, {folder.stat().st_dev for folder in folders})
         if files > self.bounds.files:
             return f"its workspace had more than {self.bounds.files} files"
         if size > self.bounds.disk:
@@ -130,6 +135,29 @@ def proportional_size(number: int) -> int:
     except PermissionError:  # it made itself undumpable; how much is resident can always be read
         return int(Path(f"/proc/{number}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGESIZE")
     return 0
+
+
+def unnamed(members: Iterable[int], devices: Set[int]) -> int:
+    """Allocated bytes on the devices of files that processes hold open and that have no name any more.
+
+    Raises:
+        OSError: a process hides what it holds open.
+    """
+    found: dict[tuple[int, int], int] = {}
+    for member in members:
+        try:
+            with os.scandir(f"/proc/{member}/fd") as listing:
+                numbers = [entry.path for entry in listing]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended since it was listed
+        for number in numbers:
+            try:
+                about = Path(number).stat()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if about.st_dev in devices and stat.S_ISREG(about.st_mode) and not about.st_nlink:
+                found[about.st_dev, about.st_ino] = about.st_blocks * 512
+    return sum(found.values())
 
 
 def usage(folder: Path, most: int) -> tuple[int, int]:
