@@ -9,6 +9,7 @@ import re
 import sqlite3
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import structlog
@@ -80,9 +81,12 @@ class DocumentIndex:
     def close(self) -> None:
         """Close the index."""
         with self._lock:
-            if self._database is not None:
-                self._database.close()
-                self._database = None
+            self._drop()
+
+    def _drop(self) -> None:
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
 
     def _refresh(self) -> sqlite3.Connection:
         if not self.folder.is_dir():
@@ -93,6 +97,7 @@ class DocumentIndex:
         except sqlite3.Error as error:  # disk full, read-only, damaged: the index is only a cache
             log.warning("documents.index_in_memory", folder=str(self.folder), reason=str(error))
             self.data = None
+            self._drop()
             self._database = self._open()
             self._update(self._database)
         return self._database
@@ -107,12 +112,14 @@ class DocumentIndex:
             except OSError as error:
                 raise sqlite3.OperationalError(f"cannot make folder {self.data}: {error.strerror}") from error
             place = str(path)
-        database = sqlite3.connect(place, check_same_thread=False, timeout=5.0)
-        if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-            database.executescript(
-                "BEGIN IMMEDIATE; DROP TABLE IF EXISTS files; DROP TABLE IF EXISTS passages;"
-                f"{_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
-            )
+        with ExitStack() as opened:
+            database = opened.enter_context(closing(sqlite3.connect(place, check_same_thread=False, timeout=5.0)))
+            if database.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+                database.executescript(
+                    "BEGIN IMMEDIATE; DROP TABLE IF EXISTS files; DROP TABLE IF EXISTS passages;"
+                    f"{_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
+                )
+            opened.pop_all()  # nothing failed: `close` ends it
         return database
 
     def _update(self, database: sqlite3.Connection) -> None:

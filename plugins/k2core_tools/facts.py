@@ -9,6 +9,7 @@ import sqlite3
 import threading
 import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -78,14 +79,14 @@ class FactsStore:
         Raises:
             InputError: a row has no entity, attribute or value.
         """
-        database = sqlite3.connect(":memory:", check_same_thread=False)
-        database.executescript(_SCHEMA)
-        database.executemany(
-            "INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?)",
-            [tuple(getattr(fact, column) for column in _COLUMNS) for fact in (_as_fact(row) for row in rows)],
-        )
+        values = [tuple(getattr(fact, column) for column in _COLUMNS) for fact in (_as_fact(row) for row in rows)]
         pairs = [(alias, entity) for entity, names in (aliases or {}).items() for alias in names if alias]
-        database.executemany("INSERT INTO aliases VALUES (?, ?)", pairs)
+        with ExitStack() as opened:
+            database = opened.enter_context(closing(sqlite3.connect(":memory:", check_same_thread=False)))
+            database.executescript(_SCHEMA)
+            database.executemany("INSERT INTO facts VALUES (?, ?, ?, ?, ?, ?)", values)
+            database.executemany("INSERT INTO aliases VALUES (?, ?)", pairs)
+            opened.pop_all()  # nothing failed: the store closes it
         return cls(database)
 
     @classmethod
@@ -244,21 +245,25 @@ def _open_csv(path: Path) -> FactsStore:
 
 def _open_sqlite(path: Path) -> FactsStore:
     try:
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-        columns = {row[1] for row in database.execute("PRAGMA table_info(facts)")}
-        missing = [column for column in _COLUMNS[:3] if column not in columns]
-        if missing:
-            database.close()
-            raise InputError(f"cannot use facts '{path}': no table facts with column {' and '.join(missing)}")
-        # the store's own shape, as views that exist on this connection only
-        selected = ", ".join(column if column in columns else f"'' AS {column}" for column in _COLUMNS if column != "source")
-        source = "COALESCE(NULLIF(source, ''), {0})" if "source" in columns else "{0}"
-        quoted = "'" + path.name.replace("'", "''") + "'"
-        database.execute(
-            f"CREATE TEMP VIEW facts AS SELECT rowid, {selected}, {source.format(quoted)} AS source FROM main.facts"
-        )
-        if not database.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'aliases'").fetchone():
-            database.execute("CREATE TEMP TABLE aliases (alias TEXT, entity TEXT)")
+        with ExitStack() as opened:
+            uri = f"{path.absolute().as_uri()}?mode=ro"
+            database = opened.enter_context(closing(sqlite3.connect(uri, uri=True, check_same_thread=False)))
+            _adapt(database, path)
+            opened.pop_all()  # nothing failed: the store closes it
     except sqlite3.Error as error:
         raise InputError(f"cannot use facts '{path}': {error}") from error
     return FactsStore(database)
+
+
+def _adapt(database: sqlite3.Connection, path: Path) -> None:
+    """Give the user's own tables the store's shape, as views that exist on this connection only."""
+    columns = {row[1] for row in database.execute("PRAGMA table_info(facts)")}
+    missing = [column for column in _COLUMNS[:3] if column not in columns]
+    if missing:
+        raise InputError(f"cannot use facts '{path}': no table facts with column {' and '.join(missing)}")
+    selected = ", ".join(column if column in columns else f"'' AS {column}" for column in _COLUMNS if column != "source")
+    source = "COALESCE(NULLIF(source, ''), {0})" if "source" in columns else "{0}"
+    quoted = "'" + path.name.replace("'", "''") + "'"
+    database.execute(f"CREATE TEMP VIEW facts AS SELECT rowid, {selected}, {source.format(quoted)} AS source FROM main.facts")
+    if not database.execute("SELECT 1 FROM main.sqlite_master WHERE name = 'aliases'").fetchone():
+        database.execute("CREATE TEMP TABLE aliases (alias TEXT, entity TEXT)")

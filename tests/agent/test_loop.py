@@ -4,7 +4,8 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,15 @@ from k2core.interfaces import Answer, Finding, ModelProfile, Trajectory, Verdict
 from k2core.messages import Message, ToolCall, TurnEnd, Usage
 from k2core.testing.models import ScriptedModel
 from k2core.tools import Registry
+
+OPENED = ExitStack()  # the journals of `agent_of`
+
+
+@pytest.fixture(autouse=True)
+def journals_are_closed() -> Iterator[None]:
+    """Close each test's journals at its end."""
+    yield
+    OPENED.close()
 
 
 @tool(effect="pure")
@@ -87,7 +97,7 @@ def agent_of(
         model=ScriptedModel(turns),
         tools=Registry.of([*control_tools(), double]),
         verifiers=verifiers,
-        journal=Journal.open(tmp_path / "runs.sqlite"),
+        journal=OPENED.enter_context(Journal.open(tmp_path / "runs.sqlite")),
         limits=limits or Limits(),
     )
 

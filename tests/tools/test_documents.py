@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -37,9 +39,19 @@ def folder(tmp_path: Path) -> Path:
     return inside
 
 
-def tools(folder: Path, data: Path | None = None) -> tuple[Tool, Tool]:
+OPENED = ExitStack()  # what `tools` opened
+
+
+@pytest.fixture(autouse=True, scope="module")
+def indexes_are_closed() -> Iterator[None]:
+    """Close the indexes at the end."""
+    yield
+    OPENED.close()
+
+
+def tools(folder: Path) -> tuple[Tool, Tool]:
     """Search and read over *folder*."""
-    context = ToolContext(documents=folder, data=data)
+    context = ToolContext(documents=folder, closing=OPENED)
     return make_search(context), make_read(context)
 
 
@@ -122,14 +134,13 @@ def test_a_damaged_or_unwritable_index_is_replaced_by_one_in_memory(folder: Path
     index.search("Tal")
     index.close()
     next(data.glob("documents-*.sqlite")).write_bytes(b"no database at all" * 200)
-    again = DocumentIndex(folder, data)
-    with capture_logs() as logs:
+    with closing(DocumentIndex(folder, data)) as again, capture_logs() as logs:
         assert again.search("Tal")
     assert [entry["event"] for entry in logs] == ["documents.index_in_memory"]
     blocked = tmp_path / "file"
     blocked.write_text("in the way")
-    with capture_logs():
-        assert DocumentIndex(folder, blocked / "data").search("Tal")
+    with closing(DocumentIndex(folder, blocked / "data")) as homeless, capture_logs():
+        assert homeless.search("Tal")
 
 
 def test_files_that_cannot_be_read_are_skipped_and_reported_in_one_line(folder: Path, tmp_path: Path) -> None:
@@ -141,8 +152,7 @@ def test_files_that_cannot_be_read_are_skipped_and_reported_in_one_line(folder: 
     (folder / "dangling.txt").symlink_to(folder / "nowhere.txt")
     (folder / "outside").symlink_to(tmp_path)
     os.mkfifo(folder / "pipe.txt")
-    index = DocumentIndex(folder)
-    with capture_logs() as logs:
+    with closing(DocumentIndex(folder)) as index, capture_logs() as logs:
         found = index.search("Tal secret")
         index.search("Tal")
     assert {row[0] for row in found} == {"bridges.md"}

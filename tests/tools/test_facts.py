@@ -3,6 +3,8 @@
 import json
 import sqlite3
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,9 +31,10 @@ names = st.text(alphabet=st.characters(categories=("L", "N", "Zs")), min_size=1,
 
 
 @pytest.fixture(scope="module")
-def store() -> FactsStore:
+def store() -> Iterator[FactsStore]:
     """A small store with one alias."""
-    return FactsStore.from_rows(ROWS, {"Côte d'Ivoire": ["Ivory Coast", "CIV"], "Kenya": ["KEN"]})
+    with closing(FactsStore.from_rows(ROWS, {"Côte d'Ivoire": ["Ivory Coast", "CIV"], "Kenya": ["KEN"]})) as made:
+        yield made
 
 
 @pytest.mark.parametrize(
@@ -68,18 +71,18 @@ def test_what_is_unknown_is_answered_with_what_is_known(store: FactsStore, entit
 @given(rows=st.dictionaries(st.tuples(names, names), names, min_size=1, max_size=8), asked=names, attribute=names)
 def test_every_row_is_found_again_and_nothing_else(rows: dict[tuple[str, str], str], asked: str, attribute: str) -> None:
     """Each (entity, attribute) of a store is found or reported as ambiguous; any other question is a typed error."""
-    made = FactsStore.from_rows([Fact(entity=e, attribute=a, value=v, source="S") for (e, a), v in rows.items()])
-    for entity, known in rows:
+    facts = [Fact(entity=e, attribute=a, value=v, source="S") for (e, a), v in rows.items()]
+    with closing(FactsStore.from_rows(facts)) as made:
+        for entity, known in rows:
+            try:
+                found = made.lookup(entity, known)
+                assert (found.entity, found.value) in {(e, v) for (e, _), v in rows.items()}
+            except ToolError as error:
+                assert "Nearest" in str(error)
         try:
-            found = made.lookup(entity, known)
-            assert (found.entity, found.value) in {(e, v) for (e, _), v in rows.items()}
+            assert made.lookup(asked, attribute).value in rows.values()
         except ToolError as error:
-            assert "Nearest" in str(error)
-    try:
-        assert made.lookup(asked, attribute).value in rows.values()
-    except ToolError as error:
-        assert str(error).startswith(("no entity", "no attribute"))
-    made.close()
+            assert str(error).startswith(("no entity", "no attribute"))
 
 
 @given(known=st.sets(names, min_size=1, max_size=30), data=st.data())
@@ -95,15 +98,14 @@ def test_a_users_csv_and_sqlite_give_the_same_facts(tmp_path: Path) -> None:
     """Both forms are read; a missing source is the file's name; aliases work."""
     table = tmp_path / "own.csv"
     table.write_text("entity,attribute,value,unit,year,aliases\nTal Bridge,length,412,m,2020,Old Bridge;TB\n", encoding="utf-8")
-    assert FactsStore.open(table).lookup("old bridge", "length").render() == "412 m [own.csv, 2020]"
+    with closing(FactsStore.open(table)) as opened:
+        assert opened.lookup("old bridge", "length").render() == "412 m [own.csv, 2020]"
     path = tmp_path / "own's.sqlite"
-    with sqlite3.connect(path) as database:
+    with closing(sqlite3.connect(path)) as database, database:
         database.execute("CREATE TABLE facts (entity, attribute, value, unit, source, year)")
         database.execute("INSERT INTO facts VALUES ('Tal Bridge', 'length', 412, 'm', NULL, 2020)")
-    database.close()
-    opened = FactsStore.open(path)
-    assert opened.lookup("tal bridge", "length").render() == "412 m [own's.sqlite, 2020]"
-    opened.close()
+    with closing(FactsStore.open(path)) as opened:
+        assert opened.lookup("tal bridge", "length").render() == "412 m [own's.sqlite, 2020]"
 
 
 @pytest.mark.parametrize(
@@ -141,25 +143,24 @@ def test_a_store_serves_many_threads(store: FactsStore) -> None:
 
 def test_the_shipped_tables_answer_every_country_and_element() -> None:
     """Each entity is found by its name; figures are positive numbers with unit and source; known values are right."""
-    shipped = FactsStore.shipped()
-    entities = shipped.entities()
-    assert len(entities) >= 118 + 190
-    units = {name: row[1] for table in (COUNTRIES, ELEMENTS) for name, row in table.items()}
-    for entity in entities:
-        with pytest.raises(ToolError) as caught:
-            shipped.lookup(entity, "no such thing")
-        known = str(caught.value).partition("Known: ")[2].split(", ")
-        assert {"capital", "area", "population"} == set(known) or {"symbol", "atomic number"} <= set(known)
-        for attribute in known:
-            fact = shipped.lookup(entity, attribute)
-            assert fact.source
-            assert fact.unit == units[attribute]
-            if attribute not in ("capital", "symbol"):
-                assert Fraction(fact.value) > 0
-    assert shipped.lookup("Fe", "atomic number").value == "26"
-    assert shipped.lookup("KEN", "capital").value == "Nairobi"
-    assert shipped.lookup("iron", "melting point").value == "1811"
-    shipped.close()
+    with closing(FactsStore.shipped()) as shipped:
+        entities = shipped.entities()
+        assert len(entities) >= 118 + 190
+        units = {name: row[1] for table in (COUNTRIES, ELEMENTS) for name, row in table.items()}
+        for entity in entities:
+            with pytest.raises(ToolError) as caught:
+                shipped.lookup(entity, "no such thing")
+            known = str(caught.value).partition("Known: ")[2].split(", ")
+            assert {"capital", "area", "population"} == set(known) or {"symbol", "atomic number"} <= set(known)
+            for attribute in known:
+                fact = shipped.lookup(entity, attribute)
+                assert fact.source
+                assert fact.unit == units[attribute]
+                if attribute not in ("capital", "symbol"):
+                    assert Fraction(fact.value) > 0
+        assert shipped.lookup("Fe", "atomic number").value == "26"
+        assert shipped.lookup("KEN", "capital").value == "Nairobi"
+        assert shipped.lookup("iron", "melting point").value == "1811"
 
 
 def test_declaration_is_what_the_embedded_model_was_trained_on(store: FactsStore) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import unicodedata
+from collections.abc import Iterator
+from contextlib import closing
 from decimal import Decimal
 from importlib.resources import files
 
@@ -17,6 +19,13 @@ HEADERS = {
 }
 SOURCES = {"CIA World Factbook", "World Bank", "GeoNames", "IUPAC", "CIAAW", "CRC"}
 SUBLIMES_BELOW_ITS_MELTING_POINT = {"arsenic"}  # melts only under pressure; data/README.md
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Iterator[FactsStore]:
+    """The store over the shipped tables."""
+    with closing(FactsStore.shipped()) as store:
+        yield store
 
 
 def raw(table: str) -> bytes:
@@ -181,9 +190,9 @@ def test_atomic_weights_follow_the_atomic_numbers() -> None:
         ("oganesson", "atomic weight", "294"),
     ],
 )
-def test_common_knowledge(entity: str, attribute: str, value: str) -> None:
+def test_common_knowledge(shipped: FactsStore, entity: str, attribute: str, value: str) -> None:
     """Well-known facts are found under well-known names."""
-    assert FactsStore.shipped().lookup(entity, attribute).value == value
+    assert shipped.lookup(entity, attribute).value == value
 
 
 @pytest.mark.parametrize(
@@ -196,14 +205,13 @@ def test_common_knowledge(entity: str, attribute: str, value: str) -> None:
         ("Tuvalu", 9e3, 1.2e4),
     ],
 )
-def test_known_populations(country: str, least: float, most: float) -> None:
+def test_known_populations(shipped: FactsStore, country: str, least: float, most: float) -> None:
     """Populations have the right size."""
-    assert least < int(FactsStore.shipped().lookup(country, "population").value) < most
+    assert least < int(shipped.lookup(country, "population").value) < most
 
 
-def test_rendered_with_year_and_source() -> None:
+def test_rendered_with_year_and_source(shipped: FactsStore) -> None:
     """What a model reads names source and year."""
-    store = FactsStore.shipped()
-    assert store.lookup("Kenya", "area").render() == "580367 km2 [CIA World Factbook, 2026]"
-    assert store.lookup("iron", "melting point").render() == "1811 K [CRC]"
-    assert store.lookup("Kenya", "population").render().endswith(" people [World Bank, 2024]")
+    assert shipped.lookup("Kenya", "area").render() == "580367 km2 [CIA World Factbook, 2026]"
+    assert shipped.lookup("iron", "melting point").render() == "1811 K [CRC]"
+    assert shipped.lookup("Kenya", "population").render().endswith(" people [World Bank, 2024]")
