@@ -48,7 +48,7 @@ CASES = [
         import select
         watch = libc.inotify_init1(os.O_NONBLOCK)
         libc.inotify_add_watch(watch, LISTED.encode(), 0xFFF)
-        select.select([watch], [], [], 1.0)
+        select.select([watch], [], [], 0.5)
         attempt(os.read, watch, 4096)
         os.close(watch)
     """, called=True),

@@ -59,7 +59,7 @@ CASES = [
         server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(CALLED)
         server.listen()
-        server.settimeout(1)
+        server.settimeout(0.5)
         server.accept()[0].close()
     """, called=True),
     Case(40, "child program", "Lets the shell connect.", """

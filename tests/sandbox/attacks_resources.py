@@ -34,7 +34,7 @@ CASES = [
     Case(94, "touched memory", "Takes and touches memory step by step.", """
         import time
         blocks = [b'x' * (50 << 20) for _ in range(9)]
-        time.sleep(0.6)
+        time.sleep(0.3)
         len(blocks) == 9
     """, says=True),
     Case(95, "memory of forks", "Takes in many processes what one may not have.", """
@@ -44,7 +44,7 @@ CASES = [
             child = os.fork()
             if not child:
                 block = b'x' * (80 << 20)
-                time.sleep(1)
+                time.sleep(0.6)
                 os._exit(0)
             children.append(child)
         all([os.waitpid(child, 0)[1] == 0 for child in children])
@@ -85,7 +85,7 @@ CASES = [
             number = os.memfd_create('held')
             for _ in range(15):
                 held += os.write(number, bytes(10 << 20))
-        time.sleep(0.6)
+        time.sleep(0.3)
         held >= 450 << 20
     """, says=True),
     Case(99, "shared folders in memory", "Fills the folders in memory.", """
@@ -106,14 +106,14 @@ CASES = [
             for _ in range(30):
                 file.write(bytes(5 << 20))
             file.flush()
-            time.sleep(0.6)
+            time.sleep(0.3)
         True
     """, says=True),
     Case(100, "disk", "Fills the workspace.", """
         import time
         for number in range(4):
             open(f'filler-{number}', 'wb').write(bytes(30 << 20))
-        time.sleep(0.6)
+        time.sleep(0.3)
         True
     """, says=True),
     Case(100, "disk without names", "Fills the disk with files that have no name any more.", """
@@ -124,7 +124,7 @@ CASES = [
             os.unlink('filler')
             files[-1].write(bytes(30 << 20))
             files[-1].flush()
-        time.sleep(0.6)
+        time.sleep(0.3)
         for file in files:
             file.close()
         True
@@ -140,7 +140,7 @@ CASES = [
         os.mkdir('many')
         for number in range(1500):
             open(f'many/{number}', 'w').close()
-        time.sleep(0.6)
+        time.sleep(0.3)
         True
     """, says=True),
     Case(102, "flood of output", "Prints without end, no newline, no UTF-8.", """
@@ -159,7 +159,7 @@ CASES = [
     Case(103, "inflation", "Inflates a small archive into much memory.", """
         import time, zlib
         large = zlib.decompress(zlib.compress(bytes(110 << 20), 1)) * 4
-        time.sleep(0.6)
+        time.sleep(0.3)
         len(large) > 0
     """, says=True, timeout_s=20),
     Case(103, "archive on disk", "Unpacks a small archive into much disk.", """
@@ -168,7 +168,7 @@ CASES = [
             for number in range(12):
                 archive.writestr(f'part-{number}', bytes(10 << 20))
         zipfile.ZipFile('small.zip').extractall('unpacked')
-        time.sleep(0.6)
+        time.sleep(0.3)
         True
     """, says=True, timeout_s=20),
     Case(104, "stopping itself", "Stops its own process.", "os.kill(os.getpid(), 19)", timeout_s=SHORT),

@@ -67,7 +67,7 @@ class Bench:
         worker = self._started()
         started = time.monotonic()
         self._prepare(worker, case)
-        meanwhile = self.outside.meanwhile(1.2) if case.called else None
+        meanwhile = self.outside.meanwhile(0.6) if case.called else None
         controlled = self.setup in ("strong", "reduced")
         allowed = case.timeout_s + process.GRACE_S + SLACK_S
         cell = worker.run(case.code, timeout_s=case.timeout_s)
@@ -153,7 +153,9 @@ class Bench:
         for name, content in contents.items():
             if len(content) > ARTEFACT_LIMIT:
                 found.append(f"{len(content)} bytes of {name!r:.40} were collected")
-            found += [f"the token of '{of}' was collected" for of, token in self.outside.tokens.items() if token.encode() in content]
+            found += [
+                f"the token of '{of}' was collected" for of, token in self.outside.tokens.items() if token.encode() in content
+            ]
             if not name.isprintable():
                 found.append(f"the name {name!r:.40} was collected")
         if (self.workspace / ".envrc").exists() and ".envrc" not in contents:
@@ -194,13 +196,16 @@ class Bench:
         members = tree(worker.root)
         if self.control is not None and not self.control.ends():
             found.append("it did not end when asked")
-        started = time.monotonic()
         left = [] if self.control is None else self.outside.left_processes()
-        self._open.close()
+        started = time.monotonic()
+        worker.close()
         if time.monotonic() - started > SLACK_S:
             found.append("it took long to end")
+        self._open.close()
         self.worker = self.control = None
-        time.sleep(0.05)
+        until = time.monotonic() + SLACK_S  # what was killed may still be giving back its memory
+        while any(alive(number) for number in members) and time.monotonic() < until:
+            time.sleep(0.02)
         left += self.outside.left_processes() + [number for number in members if alive(number)]
         if left:
             found.append(f"{len(set(left))} processes are left")

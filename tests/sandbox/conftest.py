@@ -48,20 +48,29 @@ def worker(workspace: tuple[Path, Path]) -> Iterator[Worker]:
     started.close()
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """The last line: what was shown about the sandbox, or that nothing was."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """The last line, below pytest's own: what was shown about the sandbox, or that nothing was."""
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        summarise(reporter)
+
+
+def summarise(terminalreporter: pytest.TerminalReporter) -> None:
+    """Write how many attacks were made, and the state of the sandbox in the last line."""
     outcomes: dict[str, set[str]] = {}
     reason = "none of its tests ran"
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, ()):
             name, _, parameters = str(getattr(report, "nodeid", "")).partition("[")
             if name.endswith(STRONG_TEST):
-                outcomes.setdefault(outcome, set()).update(key for key in CASES if parameters.endswith(f"{key}]"))
+                outcomes.setdefault(outcome, set()).update(key for key in CASES if parameters.startswith(f"{key}-strong"))
                 if outcome == "skipped" and isinstance(report.longrepr, tuple):
                     reason = report.longrepr[2].removeprefix("Skipped: ")
     got_through = outcomes.get("failed", set()) | outcomes.get("error", set())
     unproven = sum(bool(case.unproven) for case in CASES.values())
+    terminalreporter.ensure_newline()
     terminalreporter.write_line(f"corpus: {len(CASES)} cases, {unproven} of them unproven")
     if got_through:
         terminalreporter.write_line(f"sandbox: NOT HELD, {len(got_through)} of {len(CASES)} cases got through", red=True)

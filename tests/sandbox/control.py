@@ -44,14 +44,22 @@ class Uncontrolled:
         output, output_out = os.pipe()
         for number in (requests_in, replies_out):
             os.set_inheritable(number, True)
-        user = dropped(bubblewrap.USER) if kind == "plain" else ["/usr/bin/unshare", "--mount", "--propagation", "private", "--"]
+        user = (
+            dropped(bubblewrap.USER) if kind == "plain" else ["/usr/bin/unshare", "--mount", "--propagation", "private", "--"]
+        )
         # a shell of its own in between: an attack kills its parent
         shell = ["/bin/sh", "-c", '"$@"; true', "sh"]
         code = UNLIMITED.format(worker=str(copy))
         arguments = [str(requests_in), str(replies_out), str(offered), str(workspace), "64"]
         self.process = subprocess.Popen(
             [*user, *shell, str(python), "-I", "-S", "-B", "-c", code, *arguments],
-            env={**os.environ, "HOME": str(outside.home), "MPLBACKEND": "Agg", "MPLCONFIGDIR": str(stage), "TMPDIR": str(stage)},
+            env={
+                **os.environ,
+                "HOME": str(outside.home),
+                "MPLBACKEND": "Agg",
+                "MPLCONFIGDIR": str(stage),
+                "TMPDIR": str(stage),
+            },
             cwd=workspace,
             stdin=subprocess.DEVNULL,
             stdout=output_out,

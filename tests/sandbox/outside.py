@@ -70,7 +70,9 @@ class Outside:
         self._refill()
         for path in (self.secret, self.sized):
             path.chmod(0o666)
-        self.shared = [Path(place, f"k2core-shared-{self.nonce}") for place in ("/dev/shm", "/tmp", "/var/tmp", "/run", "/dev/mqueue")]
+        self.shared = [
+            Path(place, f"k2core-shared-{self.nonce}") for place in ("/dev/shm", "/tmp", "/var/tmp", "/run", "/dev/mqueue")
+        ]
         self.left = Path("/dev/shm", f"k2core-left-{self.nonce}")
         self.left.write_text(self.tokens["shared folder"])
         self.left.chmod(0o666)
@@ -85,7 +87,11 @@ class Outside:
         for path in sorted(self.canary.rglob("*"), reverse=True):
             if path not in (self.home, self.package):
                 path.unlink() if path.is_symlink() or not path.is_dir() else path.rmdir()
-        for path, text in ((self.canary / "file", "as it was"), (self.home / ".bashrc", "# mine\n"), (self.package / "__init__.py", "")):
+        for path, text in (
+            (self.canary / "file", "as it was"),
+            (self.home / ".bashrc", "# mine\n"),
+            (self.package / "__init__.py", ""),
+        ):
             path.write_text(text)
             path.chmod(0o777)
             if not os.geteuid():
@@ -152,7 +158,8 @@ class Outside:
         """What this machine lacks for the case to be able to succeed anywhere; empty if nothing."""
         lacks = {
             "028-loopback-of-IPv6": "tcp6" not in self.listeners and "no IPv6",
-            "029-address-of-the-host": self.listeners["address"].getsockname()[0] == "127.0.0.1" and "no address but the loopback",
+            "029-address-of-the-host": self.listeners["address"].getsockname()[0] == "127.0.0.1"
+            and "no address but the loopback",
             "049-session-keyring": self.key < 0 and "the kernel has no keyrings",
             "050-shared-memory-of-System-V": self.shared_memory < 0 and "the kernel has no shared memory of System V",
             "008-attributes-of-a-file": not self.has_attributes and "the file system has no attributes",
@@ -206,7 +213,9 @@ class Outside:
             found.append("the host reached the inside")
         after = self._snapshot()
         if after != self.before:
-            changed = sorted(str(path) for path in after.keys() | self.before.keys() if after.get(path) != self.before.get(path))
+            changed = sorted(
+                str(path) for path in after.keys() | self.before.keys() if after.get(path) != self.before.get(path)
+            )
             found.append(f"changed outside: {', '.join(changed)[:300]}")
             self._refill()
             self.before = self._snapshot()
@@ -255,7 +264,15 @@ class Outside:
         for path in [self.canary, self.secret, self.python, *self.watched, *programs, *self.canary.rglob("*")]:
             about = path.lstat()
             attributes = tuple(os.listxattr(path, follow_symlinks=False)) if self.has_attributes else ()
-            found[str(path)] = (about.st_ino, about.st_mode, about.st_uid, about.st_gid, about.st_size, about.st_mtime_ns, attributes)
+            found[str(path)] = (
+                about.st_ino,
+                about.st_mode,
+                about.st_uid,
+                about.st_gid,
+                about.st_size,
+                about.st_mtime_ns,
+                attributes,
+            )
         return found
 
     def close(self) -> None:

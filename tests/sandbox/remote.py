@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from sandbox.victim import system_python
 import k2core
 import k2core_sandbox
 
+ANSWER_S = 60.0  # for one attack
 USER = 1500  # of an ordinary user, where we are root
 # folders that hold the tests, the framework, its plugins and its dependencies
 PLACES = (
@@ -51,15 +53,17 @@ class Remote:
             "HOME": str(self.home),
             "XDG_CACHE_HOME": str(self.home / ".cache"),
         }
-        self.process = subprocess.Popen(
-            [*user, *command, "-m", "sandbox.bench", setup, *inside],
-            env=environment,
-            cwd=self.home,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(self.home / "errors").open("wb"),
-            text=True,
-        )
+        with (self.home / "errors").open("wb") as errors:
+            self.process = subprocess.Popen(
+                [*user, *command, "-m", "sandbox.bench", setup, *inside],
+                env=environment,
+                cwd=self.home,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                bufsize=1,
+            )
         try:
             name, why = self._answer(list[str])
         except RuntimeError as error:
@@ -80,10 +84,11 @@ class Remote:
 
     def _answer(self, kind: Any) -> Any:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
+        while select.select([self.process.stdout], [], [], ANSWER_S)[0] and (line := self.process.stdout.readline()):
             if line.startswith(("{", "[", '"')):  # other lines are the log's
                 return msgspec.convert(json.loads(line), kind)
-        raise RuntimeError(f"the bench ended: {(self.home / 'errors').read_text()[-3000:]}")
+        self.process.kill()
+        raise RuntimeError(f"the bench ended or hangs: {(self.home / 'errors').read_text()[-3000:]}")
 
     def close(self) -> None:
         """End it."""

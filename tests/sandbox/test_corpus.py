@@ -37,7 +37,15 @@ def test_no_attack_gets_out_of_strong(bench: Remote, case: Case) -> None:
     assert verdict.through == [], f"{case.tells} Its cell: {verdict.said}"
 
 
-@set_up("reduced")
+@pytest.mark.parametrize(
+    "bench",
+    [
+        pytest.param(("reduced", False), id=f"reduced-{USERS[0][1]}"),
+        *([pytest.param(("reduced", True), id="reduced-as-a-user", marks=pytest.mark.soak)] if IS_ROOT else []),
+    ],
+    indirect=True,
+    scope="module",
+)
 @each([case for case in CASES.values() if not case.strong_only])
 def test_only_the_named_gaps_are_open_at_reduced(bench: Remote, case: Case) -> None:
     """At reduced the attacks on the two named gaps get through, and no other does."""

@@ -1,0 +1,63 @@
+"""Sandboxes that come and go leave nothing: no process, no descriptor, no mount, no folder."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from k2core_sandbox.process import Worker
+from k2core_sandbox.self_test import places
+from k2core_sandbox.watchdog import tree
+
+
+def mounts() -> dict[str, int]:
+    """How many mounts each of our threads sees: one of them has a namespace of its own."""
+    return {task.name: len((task / "mountinfo").read_text().splitlines()) for task in Path("/proc/self/task").iterdir()}
+
+
+def started(number: int) -> str | None:
+    """When a process began, to tell it from a later one of the same number; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return fields[19] if fields[0] != "Z" else None
+
+
+def folders() -> set[str]:
+    """Our folders among the temporary ones."""
+    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("k2core-")}
+
+
+def cycle(seen: dict[int, str | None], kills: bool) -> None:
+    """One sandbox, from its start to its end, in the middle of a cell if it *kills*."""
+    with places() as (workspace, stage):
+        worker = Worker.start(workspace, stage=stage, offered={})
+        try:
+            assert worker.run("import os; os.fork() or os.setsid()\n1", timeout_s=20).status == "ok"
+            seen.update({number: started(number) for number in [worker.process.pid, *tree(worker.root)]})
+            if kills:
+                worker.kill("the test wants it")
+        finally:
+            worker.close()
+
+
+@pytest.mark.parametrize("cycles", [300, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_nothing_is_left(strong: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cycles: int) -> None:
+    """After many sandboxes, some killed, there are the processes, descriptors, mounts and folders of before."""
+    seen: dict[int, str | None] = {}
+    cycle(seen, kills=False)  # what is made once is there now
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(prefix="k2core-leaks-"))
+    Path(tempfile.gettempdir()).chmod(0o711)
+    try:
+        descriptors, mounted = sorted(os.listdir("/proc/self/fd")), mounts()
+        for number in range(cycles):
+            cycle(seen, kills=number % 3 == 0)
+        assert folders() == set()
+        assert sorted(os.listdir("/proc/self/fd")) == descriptors
+        assert mounts() == mounted
+    finally:
+        Path(tempfile.gettempdir()).rmdir()
+    alive = [number for number, when in seen.items() if when is not None and started(number) == when]
+    assert alive == []
