@@ -76,7 +76,7 @@ def test_arguments_are_shown_whatever_they_are(text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "key", "fields"),
     [
-        (["tools"], "tools", {"name", "plugin", "summary", "needs", "control"}),
+        (["tools"], "tools", {"name", "plugin", "summary", "needs", "control", "state"}),
         (["plugins"], "plugins", {"name", "origin", "status", "reason", "provides"}),
         (["models", "list"], "models", {"name", "plugin", "checkpoint", "present", "summary"}),
         (["backends"], "backends", {"name", "available", "device", "detail", "plugin"}),
