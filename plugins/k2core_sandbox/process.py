@@ -267,7 +267,9 @@ class Worker:
             signal.pidfd_send_signal(self.first, signal.SIGKILL)
 
     def close(self) -> None:
-        """End it and give everything back."""
+        """End it and give everything back; a second time does nothing."""
+        if self._closed:  # its descriptors may be somebody else's by now
+            return
         self.kill("closed")
         self._end()
         with self._lock:
