@@ -198,7 +198,7 @@ class Bench:
             found.append("it did not end when asked")
         left = [] if self.control is None else self.outside.left_processes()
         started = time.monotonic()
-        worker.close()
+        (self.control or worker).close()
         if time.monotonic() - started > SLACK_S:
             found.append("it took long to end")
         self._open.close()

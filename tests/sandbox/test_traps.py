@@ -26,6 +26,21 @@ except OSError:
     pass
 len(children)
 """
+ENVIRONMENTS = """
+import glob, os
+for path in glob.glob('/proc/[0-9]*/environ'):
+    print(path, open(path).read())
+print(os.environ)
+"""
+DESCRIPTORS = """
+import os
+def link(number):
+    try:
+        return os.readlink(f'/proc/self/fd/{number}').split(':')[0]
+    except OSError:
+        return 'gone'
+sorted(link(number) for number in os.listdir('/proc/self/fd') if int(number) > 2)
+"""
 BY_SYSTEM_CALL = """
 import ctypes, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -54,10 +69,7 @@ def test_the_launchers_environment_is_not_to_be_seen(worker: Worker, monkeypatch
     monkeypatch.setenv("K2CORE_TEST_TRAP", token)
     second = Worker.start(workspace[0], stage=workspace[1])
     try:
-        cell = second.run(
-            "import glob, os\nfor path in glob.glob('/proc/[0-9]*/environ'):\n    print(path, open(path).read())\nprint(os.environ)",
-            timeout_s=20,
-        )
+        cell = second.run(ENVIRONMENTS, timeout_s=20)
     finally:
         second.close()
     assert "/proc/1/environ" in cell.output + str(cell.error)
@@ -70,22 +82,11 @@ def test_inheritable_descriptors_stay_outside(workspace, tmp_path: Path) -> None
     os.set_inheritable(held, True)
     started = Worker.start(workspace[0], stage=workspace[1])
     try:
-        code = "import os\nsorted(os.readlink(f'/proc/self/fd/{n}').split(':')[0] for n in os.listdir('/proc/self/fd') if int(n) > 2)"
-        found = value(started, code.replace("os.readlink(", "link(").replace("import os\n", LINK))
+        found = value(started, DESCRIPTORS)
     finally:
         started.close()
         os.close(held)
     assert found == "['gone', 'pipe', 'pipe']"  # gone: the listing's own
-
-
-LINK = """
-import os
-def link(path):
-    try:
-        return os.readlink(path)
-    except OSError:
-        return 'gone'
-"""
 
 
 def test_the_sandbox_is_nobody_outside(worker: Worker) -> None:
