@@ -103,7 +103,8 @@ CASES = [
         attempt(os.chown, CANARY + '/file', -1, 4242)
     """, control="rooted"),
     Case(18, "start-up file of packages", "Plants files that Python runs at start beside what it imports.", """
-        places = {*sys.path, PACKAGE, *(os.path.dirname(getattr(one, '__file__', None) or '') for one in list(sys.modules.values()))}
+        modules = [getattr(one, '__file__', None) or '' for one in list(sys.modules.values())]
+        places = {*sys.path, PACKAGE, *map(os.path.dirname, modules)}
         for place in places:
             for name in ('k2core-planted.pth', 'k2core_planted.py'):
                 attempt(lambda: open(os.path.join(place, name), 'x').close()) if place else None
@@ -147,7 +148,8 @@ CASES = [
         "open('result.bin', 'wb').truncate(250 << 20)", collected=True,
     ),
     Case(26, "odd names for the collector", "Leaves names with control characters, other encodings and both cases.", r"""
-        for name in (b'line\nbreak', b'\x1b]0;title\x07', b'\xff\xfe', b'\xe2\x80\xaetxt.exe', b'A', b'a', b'n' * 255, b'-rf', b' '):
+        shown = (b'A', b'a', b'n' * 255, b'-rf', b' ')
+        for name in (b'line\nbreak', b'\x1b]0;title\x07', b'\xff\xfe', b'\xe2\x80\xaetxt.exe', *shown):
             open(name, 'w').write('odd')
     """, collected=True),
     Case(26, "name with a NUL", "Opens a path that is cut at a NUL byte.", """

@@ -4,8 +4,10 @@ from sandbox.cases import Case
 
 CASES = [
     Case(28, "loopback", "Connects to the host's loopback.", "import socket; socket.create_connection(TCP4, 1)"),
-    Case(28, "loopback of IPv6", "Connects to the host's IPv6 loopback.", "import socket; socket.create_connection(TCP6[:2], 1)"),
-    Case(29, "address of the host", "Connects to an address of the host.", "import socket; socket.create_connection(ADDRESS, 1)"),
+    Case(28, "loopback of IPv6", "Connects to the host's IPv6 loopback.",
+         "import socket; socket.create_connection(TCP6[:2], 1)"),
+    Case(29, "address of the host", "Connects to an address of the host.",
+         "import socket; socket.create_connection(ADDRESS, 1)"),
     Case(30, "datagram", "Sends a datagram.", """
         import socket
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'out', UDP)

@@ -3,7 +3,10 @@
 from sandbox.cases import DETACHED, Case
 
 CASES = [
-    Case(41, "own environment", "Prints its environment.", "print(dict(os.environ)); attempt(lambda: open('/proc/self/environ').read())"),
+    Case(41, "own environment", "Prints its environment.", """
+        print(dict(os.environ))
+        attempt(lambda: open('/proc/self/environ').read())
+    """),
     Case(42, "environments of all", "Prints the environment of every process it sees.", """
         import glob
         for path in [f'/proc/{VICTIM}/environ', f'/proc/{os.getppid()}/environ', *glob.glob('/proc/[0-9]*/environ')]:
@@ -71,7 +74,8 @@ CASES = [
     Case(51, "killing a group", "Kills a process group.", "os.killpg(VICTIM, 9)"),
     Case(51, "killing a thread", "Kills a process by a number of a thread.", "call('tgkill', VICTIM, VICTIM, 9)"),
     Case(51, "queueing a signal", "Queues a fatal signal.", """
-        call('rt_sigqueueinfo', VICTIM, 9, (9).to_bytes(4, 'little') + bytes(4) + (-1).to_bytes(4, 'little', signed=True) + bytes(116))
+        import struct
+        call('rt_sigqueueinfo', VICTIM, 9, struct.pack('=iii116x', 9, 0, -1))
     """),
     Case(51, "limits of a process", "Sets the limits of another process.", """
         import resource
@@ -114,7 +118,8 @@ CASES = [
     """, ends=True, gap=DETACHED),
     Case(54, "daemon without signals", "Starts a program that ignores every signal it may.", """
         import subprocess
-        subprocess.Popen(['/bin/bash', '-c', "trap '' HUP INT TERM QUIT PIPE; sleep $1; true", 'bash', MARK], start_new_session=True)
+        script = "trap '' HUP INT TERM QUIT PIPE; sleep $1; true"
+        subprocess.Popen(['/bin/bash', '-c', script, 'bash', MARK], start_new_session=True)
         None
     """, ends=True, gap=DETACHED),
     Case(55, "helpers with more rights", "Looks whether programs can still give it another user's rights.", """

@@ -1,4 +1,4 @@
-"""Families 78 to 88: tricks within Python. They are aimed at sandboxes made of Python; here each only leads to the same process."""
+"""Families 78 to 88: tricks within Python. Aimed at sandboxes made of Python; here each only leads to the same process."""
 
 from sandbox.cases import Case
 

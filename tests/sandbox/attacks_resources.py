@@ -29,7 +29,10 @@ CASES = [
         import re
         re.match(r'(a*)*b', 'a' * 40)
     """, timeout_s=SHORT),
-    Case(93, "large integers", "Stays in C in one multiplication of integers.", "x = (1 << 300_000_000) // 3; y = x * x // 7", timeout_s=SHORT),
+    Case(93, "large integers", "Stays in C in one multiplication of integers.", """
+        x = (1 << 300_000_000) // 3
+        y = x * x // 7
+    """, timeout_s=SHORT),
     Case(94, "memory", "Takes memory by one allocation.", "import mmap; len(mmap.mmap(-1, 3 << 30)) > 0", says=True),
     Case(94, "touched memory", "Takes and touches memory step by step.", """
         import time

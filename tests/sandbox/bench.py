@@ -43,7 +43,7 @@ HARMLESS_SETTINGS = ("/proc/sys/kernel/hostname",)
 
 @frozen
 class Verdict:
-    """What became of one attack: how it got through (nothing is best), what its cell said, and whether it took the worker along."""
+    """What became of one attack: how it got through (nothing is best), what its cell said, whether its worker was lost."""
 
     through: list[str]
     said: str

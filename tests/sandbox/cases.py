@@ -1,8 +1,8 @@
 """One attack of the corpus: what it is, the code that runs inside, and what is known about weaker set-ups.
 
 The files `attacks_*.py` hold the attacks by group. Their code uses the names that `outside.Outside.names` gives and the
-functions of `HELPERS`. No attack contains a token, and none judges itself where the host can: `outside.Outside.findings` looks at everything after
-each one, and only a case that *says* is asked for its last line's value (True: it got through).
+functions of `HELPERS`. No attack contains a token, and none judges itself where the host can: `outside.Outside.findings` looks
+at everything after each one, and only a case that *says* is asked for its last line's value (True: it got through).
 """
 
 import textwrap

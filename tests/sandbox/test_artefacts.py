@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from k2core.errors import ToolError
 from k2core_sandbox.beneath import DEPTH, ENTRIES, Workspace
 
-# swaps 'file' between a regular file and a link to the secret, and 'folder' between a folder and a link to the secret's, for ever
+# swaps for ever 'file' between a regular file and a link to the secret, and 'folder' between a folder and a link to its folder
 FLIPPER = """
 import os, sys
 secret, place = sys.argv[1], sys.argv[2]
@@ -153,7 +153,7 @@ def test_a_huge_sparse_file_is_told_but_not_read(workspace: Workspace) -> None:
 
 
 def test_a_file_that_grows_while_it_is_read_ends_at_the_limit(workspace: Workspace) -> None:
-    """A file in /proc says it has no bytes; one that grows is the same: the limit holds for what is read, not for what is said."""
+    """One byte more than the limit is refused, the limit itself is not; what is read counts, not what the size says."""
     (workspace.folder / "grows").write_bytes(b"x" * 101)
     with pytest.raises(ToolError, match="more than 100"):
         workspace.read("grows", 100)
@@ -176,8 +176,7 @@ def test_a_listing_ends(workspace: Workspace) -> None:
 def test_every_listed_name_can_be_printed_and_read(tmp_path_factory: pytest.TempPathFactory, name: bytes) -> None:
     """Whatever bytes a file is called: it is passed over, or its name is printable text by which it can be read."""
     folder = tmp_path_factory.mktemp("names")
-    with open(os.fsencode(folder) + b"/" + name, "wb") as file:
-        file.write(b"content")
+    Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_bytes(b"content")
     opened = Workspace.open(folder)
     try:
         for entry in opened.entries()[0]:

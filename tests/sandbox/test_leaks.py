@@ -1,6 +1,5 @@
 """Sandboxes that come and go leave nothing: no process, no descriptor, no mount, no folder."""
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -9,6 +8,13 @@ import pytest
 from k2core_sandbox.process import Worker
 from k2core_sandbox.self_test import places
 from k2core_sandbox.watchdog import tree
+
+DAEMON = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    time.sleep(100)
+"""
 
 
 def mounts() -> dict[str, int]:
@@ -25,9 +31,14 @@ def started(number: int) -> str | None:
     return fields[19] if fields[0] != "Z" else None
 
 
+def open_descriptors() -> set[str]:
+    """The numbers of our descriptors."""
+    return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+
 def folders() -> set[str]:
     """Our folders among the temporary ones."""
-    return {name for name in os.listdir(tempfile.gettempdir()) if name.startswith("k2core-")}
+    return {path.name for path in Path(tempfile.gettempdir()).iterdir() if path.name.startswith("k2core-")}
 
 
 def cycle(seen: dict[int, str | None], kills: bool) -> None:
@@ -35,7 +46,7 @@ def cycle(seen: dict[int, str | None], kills: bool) -> None:
     with places() as (workspace, stage):
         worker = Worker.start(workspace, stage=stage, offered={})
         try:
-            assert worker.run("import os; os.fork() or os.setsid()\n1", timeout_s=20).status == "ok"
+            assert worker.run(DAEMON, timeout_s=20).status == "ok"
             seen.update({number: started(number) for number in [worker.process.pid, *tree(worker.root)]})
             if kills:
                 worker.kill("the test wants it")
@@ -51,11 +62,11 @@ def test_nothing_is_left(strong: None, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(prefix="k2core-leaks-"))
     Path(tempfile.gettempdir()).chmod(0o711)
     try:
-        descriptors, mounted = sorted(os.listdir("/proc/self/fd")), mounts()
+        descriptors, mounted = open_descriptors(), mounts()
         for number in range(cycles):
             cycle(seen, kills=number % 3 == 0)
         assert folders() == set()
-        assert sorted(os.listdir("/proc/self/fd")) == descriptors
+        assert open_descriptors() == descriptors
         assert mounts() == mounted
     finally:
         Path(tempfile.gettempdir()).rmdir()

@@ -1,5 +1,8 @@
 """What attacks print, shown to what reads it: the tool's text, and the prompt that it becomes a part of."""
 
+from contextlib import ExitStack
+from pathlib import Path
+
 import pytest
 from kimi.vocabularies import small
 from sandbox.corpus import CASES
@@ -47,10 +50,32 @@ def test_printed_text_stays_in_its_tool_result(worker: Worker, family: int) -> N
     assert control_tokens(text) == control_tokens("plain")
 
 
-def test_a_model_has_no_way_to_ask_for_less(strong: None) -> None:
-    """No tool has an argument about isolation, and a level that the operator did not name is refused."""
-    taken = {name: set(getattr(tools, f"make_{name}").__code__.co_names) for name in ("python", "run_tests")}
-    assert all("sandbox" not in names for names in taken.values())
-    before = level()
-    assert level() == before and before.name == "strong"
+ARGUMENTS = {
+    "python": {"code"},
+    "run_tests": {"path"},
+    "write_file": {"path", "content"},
+    "read_file": {"path", "line"},
+    "list_files": set(),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_a_model_has_no_way_to_ask_for_less(strong: None, tmp_path: Path, name: str) -> None:
+    """The tools take the arguments of their work and no others; the level is strong unless the operator says otherwise."""
+    with ExitStack() as closing:
+        tool = getattr(tools, f"make_{name}")(ToolContext(workspace=tmp_path / "workspace", closing=closing))
+    assert set(tool.parameters["properties"]) == ARGUMENTS[name]
+    assert tool.parameters["additionalProperties"] is False
     assert ToolContext().sandbox == "strong"
+
+
+def test_what_the_inside_writes_does_not_weaken_the_level(worker: Worker, workspace: tuple[Path, Path]) -> None:
+    """After a cell wrote caches and configuration wherever it could, a fresh look at the machine and the kept one agree."""
+    before = level()
+    worker.run(
+        "import os\nos.makedirs('.cache/k2core', exist_ok=True)\n"
+        "open('.cache/k2core/sandbox-strong-0.json', 'w').write('{\"name\": \"strong\"}')",
+        timeout_s=10,
+    )
+    assert (workspace[0] / ".cache" / "k2core" / "sandbox-strong-0.json").exists()
+    assert level() == before == level(fresh=True)
