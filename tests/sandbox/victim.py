@@ -16,14 +16,14 @@ from k2core_sandbox import bubblewrap
 
 # its memory token comes by stdin, so that neither its command line nor its environment holds it
 PROGRAM = """
-import ctypes, json, os, sys, time
+import ctypes, json, os, sys
 token = bytearray(sys.stdin.readline().strip().encode())
 number = os.open(sys.argv[2], os.O_RDWR | os.O_CREAT, 0o600)
 os.unlink(sys.argv[2])
 os.write(number, sys.stdin.readline().strip().encode())
 address = ctypes.addressof((ctypes.c_char * len(token)).from_buffer(token))
 print(json.dumps({"memory": [address, len(token)], "descriptor": number}), flush=True)
-time.sleep(600)
+sys.stdin.read()  # until whoever started it ends
 """
 
 
