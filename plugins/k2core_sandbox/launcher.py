@@ -7,6 +7,7 @@ mount namespace that only this thread has, so the host's mounts stay as they are
 
 import atexit
 import ctypes
+import itertools
 import os
 import shutil
 import stat
@@ -24,6 +25,10 @@ USER = 64_923  # uid and gid outside, where root starts the sandbox
 Reach = Callable[[Path], str]  # a path as the sandbox's user can reach it
 _NEW_MOUNTS = 0x20000
 _BIND, _RECURSIVE, _SLAVE, _NO_SUID, _NO_DEVICES = 0x1000, 0x4000, 0x80000, 0x2, 0x4
+_DETACH = 2
+KEPT = 64  # bound folders
+_binds: dict[Path, Path] = {}  # folder -> where it is bound; only the launcher's thread uses it
+_numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -80,15 +85,32 @@ def _stage() -> Path:
     return folder
 
 
-@cache
 def _bound(folder: Path) -> Path:
-    place = _stage() / str(len(list(_stage().iterdir())))
-    if folder.is_dir():
-        place.mkdir()
+    """Where *folder* is bound; a bind of a folder that was replaced meanwhile, or not used for long, is taken away."""
+    bound = _binds.pop(folder, None)
+    if bound is not None and not bound.samefile(folder):
+        _unbind(bound)
+        bound = None
+    if bound is None:
+        bound = _stage() / str(next(_numbers))
+        if folder.is_dir():
+            bound.mkdir()
+        else:
+            bound.touch()
+        _mount(folder, bound, None, _BIND)
+    _binds[folder] = bound  # now the one used last
+    while len(_binds) > KEPT:
+        _unbind(_binds.pop(next(iter(_binds))))
+    return bound
+
+
+def _unbind(place: Path) -> None:
+    if _libc.umount2(os.fsencode(place), _DETACH):
+        raise _failed(f"unmount {place}")
+    if place.is_dir():
+        place.rmdir()
     else:
-        place.touch()
-    _mount(folder, place, None, _BIND)
-    return place
+        place.unlink()
 
 
 def _mount(source: Path | None, target: Path, kind: bytes | None, flags: int, data: bytes | None = None) -> None:

@@ -1,5 +1,7 @@
 """Sandboxes that come and go leave nothing: no process, no descriptor, no mount, no folder."""
 
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -72,3 +74,25 @@ def test_nothing_is_left(strong: None, tmp_path: Path, monkeypatch: pytest.Monke
         Path(tempfile.gettempdir()).rmdir()
     alive = [number for number, when in seen.items() if when is not None and started(number) == when]
     assert alive == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root stages folders")
+def test_staged_folders_are_bounded_and_follow_their_path(strong: None, tmp_path: Path) -> None:
+    """Workspaces that the user inside cannot reach are bound, few at a time; a folder made anew is the one that is seen."""
+    from k2core_sandbox import launcher
+
+    hidden = tmp_path / "hidden"
+    hidden.mkdir(mode=0o700)
+    with places() as (_, stage):
+        for number in range(3):
+            workspace = hidden / "same"
+            workspace.mkdir()
+            os.chown(workspace, launcher.USER, launcher.USER)
+            (workspace / "number").write_text(str(number))
+            started = Worker.start(workspace, stage=stage, offered={})
+            try:
+                assert started.run("open('number').read()", timeout_s=10).value == repr(str(number))
+            finally:
+                started.close()
+            shutil.rmtree(workspace)
+    assert launcher._thread().submit(lambda: len(launcher._binds)).result() <= launcher.KEPT
