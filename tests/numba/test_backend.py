@@ -140,7 +140,7 @@ def test_threads_of_a_process_change_no_bit(folder):
 
 
 def test_a_cold_start_on_the_portable_path(folder_of_round_sizes, tmp_path):
-    """With an empty cache, code for the least CPU of this architecture is compiled, counted up to the total, with native bits."""
+    """With an empty cache, code for the least CPU of the architecture is compiled, counted to the total, with native bits."""
     cold = run(folder_of_round_sizes, K2CORE_NUMBA_PORTABLE="1", XDG_CACHE_HOME=str(tmp_path))
     total = cold["said"][-1][2]
     assert [step[1] for step in cold["said"]] == list(range(1, total + 1))
