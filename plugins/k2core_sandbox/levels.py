@@ -47,17 +47,18 @@ class Level:
     checks: dict[str, bool]
 
 
-def level(least: Kind = "strong", *, fresh: bool = False, python: Interpreter | None = None) -> Level:
+def level(least: Kind = "strong", *, fresh: bool = False, keep: bool = True, python: Interpreter | None = None) -> Level:
     """The best level of this machine, from the cache if nothing it depends on has changed.
 
     Args:
         least: the weakest that is acceptable; ``reduced`` is tried only where it is asked for and ``strong`` does not hold.
         fresh: test anew.
+        keep: write what a test found into the cache.
         python: the interpreter that runs inside; ours by default.
     """
-    found = _kept("strong", fresh, python)
+    found = _kept("strong", fresh, keep, python)
     if found.name == "unavailable" and least == "reduced":
-        reduced = _kept("reduced", fresh, python)
+        reduced = _kept("reduced", fresh, keep, python)
         why = f"{reduced.why} (no 'strong': {found.why})"
         found = Level(name=reduced.name, why=why, checks=reduced.checks)
     return found
@@ -65,11 +66,11 @@ def level(least: Kind = "strong", *, fresh: bool = False, python: Interpreter | 
 
 def state() -> str:
     """The level in two words, for listings."""
-    found = level()
+    found = level(keep=False)  # a listing makes no file
     return "no sandbox: see k2 sandbox check" if found.name == "unavailable" else f"sandbox {found.name}"
 
 
-def _kept(kind: Kind, fresh: bool, python: Interpreter | None) -> Level:
+def _kept(kind: Kind, fresh: bool, keep: bool, python: Interpreter | None) -> Level:
     path = Path(user_cache_dir("k2core", appauthor=False), f"sandbox-{kind}-{fingerprint(python)}.json")
     if not fresh:
         try:
@@ -78,6 +79,8 @@ def _kept(kind: Kind, fresh: bool, python: Interpreter | None) -> Level:
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none, or a damaged one: test
     found = strong(python) if kind == "strong" else reduced(python)
+    if not keep:
+        return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
