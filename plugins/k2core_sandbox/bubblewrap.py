@@ -8,9 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from attrs import frozen
-
-from k2core_sandbox.launcher import USER as USER
 from k2core_sandbox.launcher import Reach
 from k2core_sandbox.paths import Interpreter
 
@@ -22,15 +19,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1",
     "TMPDIR": "/tmp", "XDG_CACHE_HOME": "/tmp",
 }  # fmt: skip
-
-
-@frozen(kw_only=True)
-class Sizes:
-    """Bytes of the file systems in memory."""
-
-    root: int = 64 << 20
-    temporary: int = 64 << 20
-    shared: int = 32 << 20
+ROOT, TEMPORARY, SHARED = str(64 << 20), str(64 << 20), str(32 << 20)  # bytes of the file systems in memory
 
 
 def program(name: str) -> str | None:
@@ -49,7 +38,6 @@ def command(
     info: int,
     arguments: Sequence[str],
     reach: Reach,
-    sizes: Sizes | None = None,
 ) -> list[str]:
     """The whole command, to be run with an empty environment and the descriptors *worker*, *fonts*, *filter* and *info*
     passed on.
@@ -64,9 +52,7 @@ def command(
         info: descriptor to which bubblewrap writes the first process's number as JSON.
         arguments: of the worker.
         reach: gives a path outside as the user who runs the command can reach it.
-        sizes: of what is in memory.
     """
-    sizes = sizes or Sizes()
     inside = [
         program("bwrap") or "bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
         "--unshare-cgroup-try", "--disable-userns", "--assert-userns-disabled", "--uid", str(INSIDE), "--gid", str(INSIDE),
@@ -74,7 +60,7 @@ def command(
     ]  # fmt: skip
     for name, value in ENVIRONMENT.items():
         inside += ["--setenv", name, value]
-    inside += ["--size", str(sizes.root), "--tmpfs", "/", "--ro-bind", "/usr", "/usr"]
+    inside += ["--size", ROOT, "--tmpfs", "/", "--ro-bind", "/usr", "/usr"]
     for name in ("bin", "lib", "lib32", "lib64", "sbin"):
         folder = Path("/", name)
         if folder.is_symlink():
@@ -83,8 +69,8 @@ def command(
             inside += ["--ro-bind", str(folder), str(folder)]
     if not interpreter.prefix.is_relative_to("/usr"):
         inside += ["--ro-bind", reach(interpreter.prefix), str(interpreter.prefix)]
-    inside += ["--proc", "/proc", "--dev", "/dev", "--size", str(sizes.shared), "--tmpfs", "/dev/shm"]
-    inside += ["--size", str(sizes.temporary), "--tmpfs", "/tmp", "--dir", "/packages"]
+    inside += ["--proc", "/proc", "--dev", "/dev", "--size", SHARED, "--tmpfs", "/dev/shm"]
+    inside += ["--size", TEMPORARY, "--tmpfs", "/tmp", "--dir", "/packages"]
     for name, path in packages.items():
         inside += ["--ro-bind", reach(path), f"/packages/{name}"]
     inside += ["--bind", reach(workspace), "/workspace", "--ro-bind-data", str(worker), "/worker.py"]

@@ -70,7 +70,9 @@ class Interpreter:
             return self._output(cell, changed, note, fresh)
 
     def close(self) -> None:
-        """End the worker; the workspace's files stay."""
+        """End the worker, and with it a cell that is still running; the workspace's files stay."""
+        if (worker := self._worker) is not None:
+            worker.kill("the session ended")
         with self.lock:
             self._end()
 

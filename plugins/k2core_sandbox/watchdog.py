@@ -49,7 +49,6 @@ class Watchdog:
     worker: Worker
     workspace: Path
     bounds: Bounds = field(factory=Bounds)
-    peak: int = 0  # the most memory seen, in bytes
     _stop: threading.Event = field(factory=threading.Event, init=False)
     _thread: threading.Thread | None = field(default=None, init=False)
 
@@ -80,7 +79,6 @@ class Watchdog:
         if len(members) > self.bounds.calm:
             demote(members)
         memory = sum(proportional_size(number) for number in members)
-        self.peak = max(self.peak, memory)
         if memory > self.bounds.memory:
             return f"its processes used {memory >> 20} MiB of memory, more than {self.bounds.memory >> 20}"
         if len(members) > self.bounds.processes:

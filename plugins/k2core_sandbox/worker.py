@@ -141,7 +141,7 @@ def main() -> None:
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
-            except BaseException:  # a cell may have closed or replaced it
+            except Exception:  # the cell closed or replaced it by whatever; the stream that the host reads is the descriptor
                 continue
         send(replies, reply)
 

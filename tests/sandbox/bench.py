@@ -27,7 +27,7 @@ from sandbox.corpus import CASES
 from sandbox.outside import Outside
 
 from k2core.errors import ToolError
-from k2core_sandbox import bubblewrap, levels, process
+from k2core_sandbox import launcher, levels, process
 from k2core_sandbox.beneath import Workspace
 from k2core_sandbox.interpreters import ARTEFACT_LIMIT
 from k2core_sandbox.paths import Interpreter, packages
@@ -99,7 +99,7 @@ class Bench:
         self.workspace.mkdir(mode=0o700)
         stage.mkdir(mode=0o711)
         if not os.geteuid():
-            os.chown(self.workspace, bubblewrap.USER, bubblewrap.USER)
+            os.chown(self.workspace, launcher.USER, launcher.USER)
         offered = {**packages(), "offered": self.outside.package}
         if self.setup in ("strong", "reduced"):
             self.worker = Worker.start(self.workspace, stage=stage, kind=self.setup, python=self.python, offered=offered)

@@ -15,7 +15,7 @@ from sandbox.cases import Control
 from sandbox.outside import Outside
 from sandbox.victim import dropped
 
-from k2core_sandbox import bubblewrap
+from k2core_sandbox import launcher
 from k2core_sandbox.process import WORKER, Worker
 from k2core_sandbox.watchdog import tree
 
@@ -38,15 +38,13 @@ class Uncontrolled:
         shutil.copy(WORKER, copy)
         if not os.geteuid():
             for path in (stage, python, offered):
-                os.chown(path, bubblewrap.USER, bubblewrap.USER)
+                os.chown(path, launcher.USER, launcher.USER)
         requests_in, requests = os.pipe()
         replies, replies_out = os.pipe()
         output, output_out = os.pipe()
         for number in (requests_in, replies_out):
             os.set_inheritable(number, True)
-        user = (
-            dropped(bubblewrap.USER) if kind == "plain" else ["/usr/bin/unshare", "--mount", "--propagation", "private", "--"]
-        )
+        user = dropped(launcher.USER) if kind == "plain" else ["/usr/bin/unshare", "--mount", "--propagation", "private", "--"]
         # a shell of its own in between: an attack kills its parent
         shell = ["/bin/sh", "-c", '"$@"; true', "sh"]
         code = UNLIMITED.format(worker=str(copy))

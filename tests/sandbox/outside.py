@@ -18,7 +18,7 @@ from pathlib import Path
 from sandbox.cases import Case
 from sandbox.victim import Victim, system_python
 
-from k2core_sandbox import bubblewrap, seccomp
+from k2core_sandbox import bubblewrap, launcher, seccomp
 from k2core_sandbox.process import OUTPUT_KEPT, Cell
 
 TOKENS = (
@@ -95,7 +95,7 @@ class Outside:
             path.write_text(text)
             path.chmod(0o777)
             if not os.geteuid():
-                os.chown(path, bubblewrap.USER, bubblewrap.USER)
+                os.chown(path, launcher.USER, launcher.USER)
 
     def _kernel_objects(self) -> None:
         """A key in a session keyring of our own and a shared memory; where the kernel has none, the numbers are -1."""

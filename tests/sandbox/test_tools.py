@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -282,6 +284,19 @@ def test_ending_the_session_ends_the_sandbox(folder, tmp_path):
         assert running
     for number in running:
         assert not Path(f"/proc/{number}").exists()
+
+
+def test_ending_the_session_does_not_wait_for_a_cell(cells):
+    """A cell that still runs when the session ends is ended with it."""
+    ended: list[ToolOutput] = []
+    thread = threading.Thread(target=lambda: ended.append(cells.run("import time\ntime.sleep(25)")))
+    thread.start()
+    time.sleep(1)
+    started = time.monotonic()
+    cells.end()
+    thread.join()
+    assert time.monotonic() - started < 10
+    assert "the session ended" in ended[0].text
 
 
 def processes_below(root: int) -> list[int]:

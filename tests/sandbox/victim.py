@@ -12,7 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from k2core_sandbox import bubblewrap
+from k2core_sandbox import launcher
 
 # its memory token comes by stdin, so that neither its command line nor its environment holds it
 PROGRAM = """
@@ -56,7 +56,7 @@ class Victim:
         """Start one as the sandbox's user, working in *folder*."""
         arguments = [str(python), "-I", "-S", "-c", PROGRAM, tokens["command line"], str(folder / "unnamed")]
         process = subprocess.Popen(
-            [*dropped(bubblewrap.USER), *arguments],
+            [*dropped(launcher.USER), *arguments],
             env={"K2CORE_VICTIM": tokens["environment of a process"]},
             cwd=folder,
             stdin=subprocess.PIPE,
