@@ -144,7 +144,6 @@ def test_output_is_capped_marked_and_without_terminal_sequences(cells):
 
 def test_a_plot_comes_out_as_a_file(cells):
     """An open figure is saved, named, and brought out with its content."""
-    pytest.importorskip("matplotlib")
     output = cells.run("import matplotlib.pyplot as plt\nplt.plot([1, 2, 3]);", left_s=120)
     assert "[files: figure-1-1.png (" in output.text
     assert output.files["figure-1-1.png"].startswith(b"\x89PNG")
