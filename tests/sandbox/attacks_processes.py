@@ -118,8 +118,10 @@ CASES = [
     """, ends=True, gap=DETACHED),
     Case(54, "daemon without signals", "Starts a program that ignores every signal it may.", """
         import subprocess
-        script = "trap '' HUP INT TERM QUIT PIPE; sleep $1; true"
-        subprocess.Popen(['/bin/bash', '-c', script, 'bash', MARK], start_new_session=True)
+        script = "trap '' HUP INT TERM QUIT PIPE; echo ready; sleep $1; true"
+        program = ['/bin/bash', '-c', script, 'bash', MARK]
+        daemon = subprocess.Popen(program, start_new_session=True, stdout=subprocess.PIPE)
+        daemon.stdout.readline()  # before, a broken pipe would still end it
         None
     """, ends=True, gap=DETACHED),
     Case(55, "helpers with more rights", "Looks whether programs can still give it another user's rights.", """
