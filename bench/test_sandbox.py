@@ -15,7 +15,8 @@ import pytest
 
 from k2core_sandbox.levels import level
 from k2core_sandbox.paths import interpreter, packages
-from k2core_sandbox.process import WORKER, Worker
+from k2core_sandbox.process import Worker
+from k2core_sandbox.program import WORKER
 from k2core_sandbox.self_test import places
 from k2core_sandbox.watchdog import Bounds, Watchdog
 

@@ -8,23 +8,27 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from k2core_sandbox.launcher import Reach
+from k2core_sandbox.launcher import SYSTEM, Reach
 from k2core_sandbox.paths import Interpreter
 
 INSIDE = 65_534  # uid and gid inside
 FONTS = b'<?xml version="1.0"?><fontconfig><dir>/usr/share/fonts</dir></fontconfig>'  # there is no /etc inside
-SEARCH = "/usr/bin:/bin:/usr/sbin:/sbin"  # system folders only: never a program from the workspace
 ENVIRONMENT = {
     "FONTCONFIG_FILE": "/fonts.conf", "HOME": "/workspace", "LANG": "C.UTF-8", "MPLBACKEND": "Agg", "MPLCONFIGDIR": "/tmp",
     "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2", "PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1",
     "TMPDIR": "/tmp", "XDG_CACHE_HOME": "/tmp",
 }  # fmt: skip
+DEVICES = ("null", "zero", "urandom")
+LINKS = {
+    "fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
+    "random": "urandom",
+}  # fmt: skip
 ROOT, TEMPORARY, SHARED = str(64 << 20), str(64 << 20), str(32 << 20)  # bytes of the file systems in memory
 
 
-def program(name: str) -> str | None:
+def installed(name: str) -> str | None:
     """The path of a system program, or None."""
-    return shutil.which(name, path=SEARCH)
+    return shutil.which(name, path=SYSTEM)
 
 
 def command(
@@ -33,6 +37,7 @@ def command(
     packages: Mapping[str, Path],
     workspace: Path,
     worker: int,
+    program: str,
     fonts: int,
     filter: int,
     info: int,
@@ -46,7 +51,8 @@ def command(
         interpreter: runs the worker.
         packages: name inside /packages and path outside.
         workspace: the one folder that can be written.
-        worker: descriptor of the worker's source.
+        worker: descriptor of the worker's program.
+        program: its path inside.
         fonts: descriptor of `FONTS`.
         filter: descriptor of the seccomp program, read from its begin.
         info: descriptor to which bubblewrap writes the first process's number as JSON.
@@ -54,7 +60,7 @@ def command(
         reach: gives a path outside as the user who runs the command can reach it.
     """
     inside = [
-        program("bwrap") or "bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
+        installed("bwrap") or "bwrap", "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts",
         "--unshare-cgroup-try", "--disable-userns", "--assert-userns-disabled", "--uid", str(INSIDE), "--gid", str(INSIDE),
         "--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL", "--clearenv",
     ]  # fmt: skip
@@ -69,12 +75,16 @@ def command(
             inside += ["--ro-bind", str(folder), str(folder)]
     if not interpreter.prefix.is_relative_to("/usr"):
         inside += ["--ro-bind", reach(interpreter.prefix), str(interpreter.prefix)]
-    inside += ["--proc", "/proc", "--dev", "/dev", "--size", SHARED, "--tmpfs", "/dev/shm"]
+    inside += ["--proc", "/proc", "--dir", "/dev", "--size", SHARED, "--tmpfs", "/dev/shm"]
+    for name in DEVICES:
+        inside += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+    for name, place in LINKS.items():
+        inside += ["--symlink", place, f"/dev/{name}"]
     inside += ["--size", TEMPORARY, "--tmpfs", "/tmp", "--dir", "/packages"]
     for name, path in packages.items():
         inside += ["--ro-bind", reach(path), f"/packages/{name}"]
-    inside += ["--bind", reach(workspace), "/workspace", "--ro-bind-data", str(worker), "/worker.py"]
+    inside += ["--bind", reach(workspace), "/workspace", "--ro-bind-data", str(worker), program]
     inside += ["--ro-bind-data", str(fonts), "/fonts.conf"]
     inside += ["--remount-ro", "/", "--chdir", "/workspace", "--seccomp", str(filter), "--info-fd", str(info), "--"]
-    inside += [str(interpreter.executable), "-I", "-S", "-B", "/worker.py", *arguments]
+    inside += [str(interpreter.executable), "-I", "-S", "-B", program, *arguments]
     return inside

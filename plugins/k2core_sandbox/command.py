@@ -20,7 +20,7 @@ def check(least: str, as_json: bool) -> None:
     """
     from k2core.cli.output import emit, print_text
     from k2core_sandbox.levels import level
-    from k2core_sandbox.paths import interpreter, packages
+    from k2core_sandbox.paths import FOR_TESTS, interpreter, packages
 
     found = level("reduced" if least == "reduced" else "strong", fresh=True)
     inside = interpreter()
@@ -30,7 +30,7 @@ def check(least: str, as_json: bool) -> None:
         print_text(f"sandbox: {found.name}\n{found.why}")
         for name, held in found.checks.items():
             print_text(f"  {'held' if held else 'NOT HELD':9} {name}")
-        offered = [name for name in ("numpy", "sympy", "matplotlib", "pytest") if name in packages()]
+        offered = [name for name in FOR_TESTS if name in packages(FOR_TESTS)]
         print_text(f"Python inside: {inside.executable} with {', '.join(offered) or 'no packages'}")
         if "sympy" not in offered or "matplotlib" not in offered:
             print_text("For more packages inside: pip install 'k2core[sandbox]'")

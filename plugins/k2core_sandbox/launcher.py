@@ -27,6 +27,7 @@ _NEW_MOUNTS = 0x20000
 _BIND, _RECURSIVE, _SLAVE, _NO_SUID, _NO_DEVICES = 0x1000, 0x4000, 0x80000, 0x2, 0x4
 _DETACH = 2
 KEPT = 64  # bound folders
+SYSTEM = "/usr/bin:/bin:/usr/sbin:/sbin"  # never a program from the workspace
 _binds: dict[Path, Path] = {}  # folder -> where it is bound; only the launcher's thread uses it
 _numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -60,7 +61,12 @@ def _thread() -> ThreadPoolExecutor:
 def _launch(build: Callable[[Reach], list[str]], change_user: bool, options: dict[str, Any]) -> subprocess.Popen[bytes]:
     if not change_user:
         return subprocess.Popen(build(str), **options)
-    return subprocess.Popen(build(_staged), user=USER, group=USER, extra_groups=[], **options)
+    command = build(_staged)
+    if (setpriv := shutil.which("setpriv", path=SYSTEM)) is None:
+        return subprocess.Popen(command, user=USER, group=USER, extra_groups=[], **options)
+    # Python itself changes the user only after a fork, which copies our page tables; a program lets it use vfork: 3 ms sooner
+    become = [setpriv, f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs", "--"]
+    return subprocess.Popen([*become, *command], **options)
 
 
 def _staged(path: Path) -> str:

@@ -97,7 +97,7 @@ def fingerprint(python: Interpreter | None = None) -> str:
     for file in sorted(Path(__file__).parent.glob("*")):
         if file.suffix in (".py", ".toml"):
             digest.update(file.name.encode() + file.read_bytes())
-    bwrap = bubblewrap.program("bwrap")
+    bwrap = bubblewrap.installed("bwrap")
     about = Path(bwrap).stat() if bwrap else None
     boot = Path("/proc/sys/kernel/random/boot_id")
     parts = (
@@ -112,7 +112,7 @@ def strong(python: Interpreter | None = None) -> Level:
     """Whether bubblewrap holds here."""
     if sys.platform != "linux":
         return Level(name="unavailable", why=f"no sandbox for {sys.platform} yet: Linux only.", checks={})
-    path = bubblewrap.program("bwrap")
+    path = bubblewrap.installed("bwrap")
     if path is None:
         return Level(name="unavailable", why=f"bubblewrap is not installed. {REMEDY}", checks={})
     version = subprocess.run([path, "--version"], env={}, capture_output=True, text=True, check=False).stdout.strip()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-OFFERED = ("numpy", "sympy", "matplotlib", "pytest")  # distributions whose code a cell may import, where installed
+OFFERED = ("numpy", "sympy", "matplotlib")  # distributions whose code a cell may import, where installed
+FOR_TESTS = (*OFFERED, "pytest")
 
 
 @frozen(kw_only=True)

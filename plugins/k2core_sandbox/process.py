@@ -23,6 +23,7 @@ from k2core.errors import Unavailable
 from k2core_sandbox import bubblewrap, landlock, seccomp
 from k2core_sandbox.launcher import launch
 from k2core_sandbox.paths import Interpreter, interpreter, packages
+from k2core_sandbox.program import WORKER, program
 
 FRAME_LIMIT = 1 << 20  # bytes of one reply
 OUTPUT_KEPT = 1 << 20  # bytes of one cell's output that are kept; the rest is read and dropped
@@ -33,7 +34,6 @@ POLICIES = {
     "strong": seccomp.Policy(local_sockets=True, modes=True),
     "reduced": seccomp.Policy(local_sockets=False, modes=False),
 }
-WORKER = Path(__file__).with_name("worker.py")
 
 
 class Reply(msgspec.Struct, forbid_unknown_fields=True):
@@ -124,7 +124,8 @@ class Worker:
             replies, replies_out = _pipe(ours, theirs)
             output, output_out = _pipe(ours, theirs)
             info, info_out = _pipe(ours, theirs)
-            source = _in_memory("worker", WORKER.read_bytes(), theirs)
+            name, content = program(python) if kind == "strong" else ("", WORKER.read_bytes())
+            source = _in_memory("worker", content, theirs)
             rules = _in_memory("filter", seccomp.program(POLICIES[kind]), theirs)
             build = partial(
                 bubblewrap.command if kind == "strong" else landlock.command,
@@ -137,7 +138,7 @@ class Worker:
             if kind == "strong":
                 fonts = _in_memory("fonts", bubblewrap.FONTS, theirs)
                 arguments = (str(requests_in), str(replies_out), "/packages", "/workspace", "64")
-                build = partial(build, fonts=fonts, info=info_out, arguments=arguments)
+                build = partial(build, program=name, fonts=fonts, info=info_out, arguments=arguments)
             else:
                 build = partial(build, requests=requests_in, replies=replies_out, stage=stage)
             process = launch(
@@ -196,7 +197,7 @@ class Worker:
         reply: Reply | None = None
         status: Status = "died"
         try:
-            body = json.dumps({"cell": number, "code": code}).encode()
+            body = code.encode("utf-8", "surrogatepass")
             self._write(len(body).to_bytes(4, "big") + body, started + timeout_s + GRACE_S)
             interrupted = False
             frame = bytearray()

@@ -9,6 +9,7 @@ import msgspec
 from k2core.errors import ToolError
 from k2core.interfaces import ToolOutput
 from k2core_sandbox.interpreters import Settings
+from k2core_sandbox.paths import FOR_TESTS, packages
 from k2core_sandbox.process import Worker
 from k2core_sandbox.watchdog import Watchdog
 
@@ -65,7 +66,7 @@ def run_pytest(settings: Settings, paths: list[str], timeout_s: float) -> ToolOu
     """
     with tempfile.TemporaryDirectory(prefix="k2core-stage-") as stage:
         Path(stage).chmod(0o711)
-        worker = Worker.start(settings.workspace, stage=Path(stage), kind=settings.kind)
+        worker = Worker.start(settings.workspace, stage=Path(stage), kind=settings.kind, offered=packages(FOR_TESTS))
         try:
             with Watchdog(worker, settings.workspace, settings.bounds):
                 cell = worker.run(f"PATHS = {paths!r}\n{PROGRAM}", timeout_s=timeout_s)

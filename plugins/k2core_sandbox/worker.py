@@ -2,24 +2,24 @@
 
     python -I -S worker.py REQUESTS REPLIES PACKAGES WORKSPACE PROCESSES
 
-A frame is a 4-byte big-endian length and that many bytes of JSON. A request is ``{"cell": N, "code": "..."}``; its reply
-``{"cell": N, "status": "ok" | "error" | "interrupted" | "exit", "value": repr or null, "error": traceback or null}``. What a
-cell prints goes to the process's own output. The code that runs here owns this process and can forge every reply, so the
-other side takes nothing in it for more than this tool's output.
+A frame is a 4-byte big-endian length and that many bytes. A request's are the code of a cell in UTF-8; cells count from 1. A
+reply's are JSON, ``{"cell": N, "status": "ok" | "error" | "interrupted" | "exit", "value": repr or null, "error": traceback or
+null}``. What a cell prints goes to the process's own output. The code that runs here owns this process and can forge every
+reply, so the other side takes nothing in it for more than this tool's output.
+
+What is imported here delays every start: so the C modules beneath ast and signal, and the rest only where it is needed.
 """
 
-import ast
+import _ast
+import _signal  # type: ignore[import-not-found]  # typeshed has signal only
 import builtins
 import io
-import json
-import linecache
 import os
 import resource
-import signal
 import sys
-import traceback
 
 VALUE_LIMIT = 20_000  # characters of a value's repr
+ESCAPES = {34: '\\"', 92: "\\\\", **{code: f"\\u{code:04x}" for code in range(32)}}  # of JSON strings
 LIMITS = {  # soft and hard, set before any cell runs; that of processes is an argument
     resource.RLIMIT_AS: 2 << 30,
     resource.RLIMIT_FSIZE: 256 << 20,
@@ -34,20 +34,23 @@ class Cells:
     def __init__(self) -> None:
         self.namespace: dict[str, object] = {"__name__": "__main__", "__builtins__": builtins}
         self.running = False
+        self.sources: dict[str, str] = {}
 
     def interrupted(self, *_: object) -> None:
         """SIGINT: stops the running cell, and does nothing between cells."""
         if self.running:
             raise KeyboardInterrupt
 
-    def run(self, number: int, code: str) -> dict[str, object]:
-        """Execute one cell; the value of a last line that is an expression is its value."""
+    def run(self, number: int, code: str) -> bytes:
+        """Execute one cell; the value of a last line that is an expression is its value. Gives the reply."""
         name = f"<cell {number}>"
-        linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+        self.sources[name] = code
         status, value, error = "ok", None, None
         try:
             self.running = True
             try:
+                if "linecache" in sys.modules:
+                    self.tell_sources()
                 value = self.execute(code, name)
                 show_figures(number)
             finally:
@@ -57,35 +60,46 @@ class Cells:
         except SystemExit as wanted:
             status, error = "exit", f"SystemExit: {wanted.code}"
         except BaseException as failure:  # a cell's own failure is its result
-            status, error = "error", described(failure)
-        return {"cell": number, "status": status, "value": value, "error": error}
+            status, error = "error", self.described(failure)
+        return reply(number, status, value, error)
+
+    def described(self, failure: BaseException) -> str:
+        """The traceback from the cell's own frames on; of hostile exceptions only the type."""
+        try:
+            import traceback
+
+            self.tell_sources()
+            trace = failure.__traceback__
+            while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell"):
+                trace = trace.tb_next
+            return "".join(traceback.format_exception(type(failure), failure, trace)).rstrip()[-8000:]
+        except BaseException:
+            return type(failure).__name__
+
+    def tell_sources(self) -> None:
+        """Let tracebacks and `inspect` show the cells' lines."""
+        import linecache
+
+        for name, code in self.sources.items():
+            linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+        self.sources.clear()
 
     def execute(self, code: str, name: str) -> str | None:
         """Run the statements; the repr of the last expression unless it is None."""
-        tree = ast.parse(code, name)
+        tree = compile(code, name, "exec", _ast.PyCF_ONLY_AST, dont_inherit=True)
+        assert isinstance(tree, _ast.Module)
         last = tree.body[-1] if tree.body else None
-        if not isinstance(last, ast.Expr):
+        if not isinstance(last, _ast.Expr):
             exec(compile(tree, name, "exec"), self.namespace)
             return None
         del tree.body[-1]
         exec(compile(tree, name, "exec"), self.namespace)
-        value = eval(compile(ast.Expression(last.value), name, "eval"), self.namespace)
+        value = eval(compile(_ast.Expression(last.value), name, "eval"), self.namespace)
         if value is None:
             return None
         self.namespace["_"] = value
         text = repr(value)
         return text if len(text) <= VALUE_LIMIT else f"{text[:VALUE_LIMIT]} [cut: {len(text)} characters]"
-
-
-def described(failure: BaseException) -> str:
-    """The traceback from the cell's own frames on; of hostile exceptions only the type."""
-    try:
-        trace = failure.__traceback__
-        while trace is not None and not trace.tb_frame.f_code.co_filename.startswith("<cell"):
-            trace = trace.tb_next
-        return "".join(traceback.format_exception(type(failure), failure, trace)).rstrip()[-8000:]
-    except BaseException:
-        return type(failure).__name__
 
 
 def show_figures(number: int) -> None:
@@ -109,9 +123,15 @@ def read_exactly(descriptor: int, size: int) -> bytes:
     return data
 
 
-def send(descriptor: int, message: dict[str, object]) -> None:
+def reply(cell: int, status: str, value: str | None, error: str | None) -> bytes:
+    """The bytes of a reply, in JSON."""
+    said = ["null" if text is None else f'"{text.translate(ESCAPES)}"' for text in (value, error)]
+    text = f'{{"cell": {cell}, "status": "{status}", "value": {said[0]}, "error": {said[1]}}}'
+    return text.encode("utf-8", "replace")  # a lone surrogate becomes a question mark: no JSON holds one
+
+
+def send(descriptor: int, body: bytes) -> None:
     """Write one frame."""
-    body = json.dumps(message).encode()
     view = memoryview(len(body).to_bytes(4, "big") + body)
     while view:
         view = view[os.write(descriptor, view) :]
@@ -130,20 +150,21 @@ def main() -> None:
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     cells = Cells()
-    signal.signal(signal.SIGINT, cells.interrupted)
-    send(replies, {"cell": 0, "status": "ok", "value": sys.version.split()[0], "error": None})
+    _signal.signal(_signal.SIGINT, cells.interrupted)
+    send(replies, reply(0, "ok", sys.version.split()[0], None))
+    number = 0
     while True:
         head = read_exactly(requests, 4)
         if len(head) < 4:
             os._exit(0)  # neither exit handlers nor threads of a cell hold the end up
-        request = json.loads(read_exactly(requests, int.from_bytes(head, "big")))
-        reply = cells.run(request["cell"], request["code"])
+        number += 1
+        answer = cells.run(number, read_exactly(requests, int.from_bytes(head, "big")).decode("utf-8", "surrogatepass"))
         for stream in (sys.stdout, sys.stderr):
             try:
                 stream.flush()
             except Exception:  # the cell closed or replaced it by whatever; the stream that the host reads is the descriptor
                 continue
-        send(replies, reply)
+        send(replies, answer)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from sandbox.outside import Outside
 from sandbox.victim import dropped
 
 from k2core_sandbox import launcher
-from k2core_sandbox.process import WORKER, Worker
+from k2core_sandbox.process import Worker
+from k2core_sandbox.program import WORKER
 from k2core_sandbox.watchdog import tree
 
 # the worker sets its own limits; here it cannot

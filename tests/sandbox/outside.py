@@ -260,7 +260,7 @@ class Outside:
 
     def _snapshot(self) -> dict[str, tuple[object, ...]]:
         found = {}
-        programs = [Path(one) for name in ("bwrap", "setpriv") if (one := bubblewrap.program(name))]
+        programs = [Path(one) for name in ("bwrap", "setpriv") if (one := bubblewrap.installed(name))]
         for path in [self.canary, self.secret, self.python, *self.watched, *programs, *self.canary.rglob("*")]:
             about = path.lstat()
             attributes = tuple(os.listxattr(path, follow_symlinks=False)) if self.has_attributes else ()

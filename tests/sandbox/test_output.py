@@ -3,7 +3,10 @@
 from contextlib import ExitStack
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from kimi.vocabularies import small
 from sandbox.corpus import CASES
 
@@ -13,7 +16,8 @@ from k2core_kimi.chat_format import KimiChatFormat
 from k2core_sandbox import tools
 from k2core_sandbox.interpreters import printed
 from k2core_sandbox.levels import level
-from k2core_sandbox.process import Cell, Worker
+from k2core_sandbox.process import Cell, Reply, Worker
+from k2core_sandbox.worker import reply
 
 PRINTS = [case for case in CASES.values() if 106 <= case.family <= 109]
 
@@ -21,6 +25,29 @@ PRINTS = [case for case in CASES.values() if 106 <= case.family <= 109]
 def said(worker: Worker, family: int) -> Cell:
     """The cell of the family's first case."""
     return worker.run(next(case for case in PRINTS if case.family == family).code, timeout_s=10)
+
+
+@given(value=st.text() | st.none(), error=st.text() | st.none())
+@example(value='"\\\x00\x1f\x7f\u2028 é 😀', error=None)
+def test_a_reply_is_json_of_any_text(value: str | None, error: str | None) -> None:
+    """What the worker writes by hand is read back as it was."""
+    read = msgspec.json.decode(reply(3, "ok", value, error), type=Reply)
+    assert (read.cell, read.status, read.value, read.error) == (3, "ok", value, error)
+
+
+def test_code_and_values_of_any_text_go_there_and_back(worker: Worker) -> None:
+    """Letters beyond ASCII and lone surrogates neither end the worker nor count as forged."""
+    assert worker.run("'é😀' + chr(0)", timeout_s=10).value == "'é😀\\x00'"
+    lone = worker.run("class Odd:\n    def __repr__(self): return '\\ud800'\nOdd()", timeout_s=10)
+    assert (lone.status, lone.value) == ("ok", "?")
+    assert worker.run("print('still here')", timeout_s=10).output == "still here\n"
+
+
+def test_a_function_of_an_earlier_cell_shows_its_source(worker: Worker) -> None:
+    """`inspect` finds the lines of cells that ran before it was imported."""
+    worker.run("def half(n):\n    return n / 2", timeout_s=10)
+    worker.run("import inspect", timeout_s=10)
+    assert worker.run("print(inspect.getsource(half))", timeout_s=10).output == "def half(n):\n    return n / 2\n"
 
 
 def test_no_terminal_sequence_reaches_a_terminal(worker: Worker) -> None:
