@@ -6,11 +6,16 @@ runs bubblewrap as the real root (`launcher`).
 
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
+from k2core_sandbox import seccomp
 from k2core_sandbox.launcher import SYSTEM, Reach
-from k2core_sandbox.paths import Interpreter
+from k2core_sandbox.paths import Interpreter, interpreter
+from k2core_sandbox.plans import Ends, Inside, Plan
+from k2core_sandbox.program import program
 
+POLICY = seccomp.Policy(local_sockets=True, modes=True)
 INSIDE = 65_534  # uid and gid inside
 FONTS = b'<?xml version="1.0"?><fontconfig><dir>/usr/share/fonts</dir></fontconfig>'  # there is no /etc inside
 ENVIRONMENT = {
@@ -31,13 +36,31 @@ def installed(name: str) -> str | None:
     return shutil.which(name, path=SYSTEM)
 
 
+def plan(inside: Inside, ends: Ends) -> Plan:
+    """How level ``strong`` starts its worker."""
+    name, content = program(inside.python)
+    build = partial(
+        command,
+        interpreter=inside.python or interpreter(),
+        packages=inside.packages,
+        workspace=inside.workspace,
+        worker=ends.file("worker", content),
+        named=name,
+        fonts=ends.file("fonts", FONTS),
+        filter=ends.file("filter", seccomp.program(POLICY)),
+        info=ends.info,
+        arguments=(str(ends.requests), str(ends.replies), "/packages", "/workspace", "64"),
+    )
+    return Plan(build=lambda reach: build(reach=reach), change_user=True, tells=True)
+
+
 def command(
     *,
     interpreter: Interpreter,
     packages: Mapping[str, Path],
     workspace: Path,
     worker: int,
-    program: str,
+    named: str,
     fonts: int,
     filter: int,
     info: int,
@@ -52,7 +75,7 @@ def command(
         packages: name inside /packages and path outside.
         workspace: the one folder that can be written.
         worker: descriptor of the worker's program.
-        program: its path inside.
+        named: its path inside.
         fonts: descriptor of `FONTS`.
         filter: descriptor of the seccomp program, read from its begin.
         info: descriptor to which bubblewrap writes the first process's number as JSON.
@@ -83,8 +106,8 @@ def command(
     inside += ["--size", TEMPORARY, "--tmpfs", "/tmp", "--dir", "/packages"]
     for name, path in packages.items():
         inside += ["--ro-bind", reach(path), f"/packages/{name}"]
-    inside += ["--bind", reach(workspace), "/workspace", "--ro-bind-data", str(worker), program]
+    inside += ["--bind", reach(workspace), "/workspace", "--ro-bind-data", str(worker), named]
     inside += ["--ro-bind-data", str(fonts), "/fonts.conf"]
     inside += ["--remount-ro", "/", "--chdir", "/workspace", "--seccomp", str(filter), "--info-fd", str(info), "--"]
-    inside += [str(interpreter.executable), "-I", "-S", "-B", program, *arguments]
+    inside += [str(interpreter.executable), "-I", "-S", "-B", named, *arguments]
     return inside

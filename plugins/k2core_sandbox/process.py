@@ -11,8 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,20 +19,19 @@ import msgspec
 from attrs import define, field, frozen
 
 from k2core.errors import Unavailable
-from k2core_sandbox import bubblewrap, landlock, seccomp
+from k2core_sandbox import bubblewrap, landlock, wasm
 from k2core_sandbox.launcher import launch
-from k2core_sandbox.paths import Interpreter, interpreter, packages
-from k2core_sandbox.program import WORKER, program
+from k2core_sandbox.paths import Interpreter, packages
+from k2core_sandbox.plans import Ends, Inside, Plan
 
 FRAME_LIMIT = 1 << 20  # bytes of one reply
 OUTPUT_KEPT = 1 << 20  # bytes of one cell's output that are kept; the rest is read and dropped
 DRAINED = 32  # reads of output after a cell's end: more than a pipe holds, and an end where something prints on
 START_S = 15.0
 GRACE_S = 2.0  # between SIGINT and SIGKILL
-POLICIES = {
-    "strong": seccomp.Policy(local_sockets=True, modes=True),
-    "reduced": seccomp.Policy(local_sockets=False, modes=False),
-}
+PLANS: dict[str, Callable[[Inside, Ends], Plan]] = {
+    "strong": bubblewrap.plan, "wasm": wasm.plan, "reduced": landlock.plan,
+}  # fmt: skip
 
 
 class Reply(msgspec.Struct, forbid_unknown_fields=True):
@@ -45,7 +43,7 @@ class Reply(msgspec.Struct, forbid_unknown_fields=True):
     error: str | None
 
 
-Kind = Literal["strong", "reduced"]
+Kind = Literal["strong", "wasm", "reduced"]
 LOST = ("killed", "died", "exit")  # the variables are gone
 Status = Literal["ok", "error", "interrupted", "exit", "killed", "died"]
 
@@ -124,27 +122,13 @@ class Worker:
             replies, replies_out = _pipe(ours, theirs)
             output, output_out = _pipe(ours, theirs)
             info, info_out = _pipe(ours, theirs)
-            name, content = program(python) if kind == "strong" else ("", WORKER.read_bytes())
-            source = _in_memory("worker", content, theirs)
-            rules = _in_memory("filter", seccomp.program(POLICIES[kind]), theirs)
-            build = partial(
-                bubblewrap.command if kind == "strong" else landlock.command,
-                interpreter=python or interpreter(),
-                packages=packages() if offered is None else offered,
-                workspace=workspace,
-                worker=source,
-                filter=rules,
-            )
-            if kind == "strong":
-                fonts = _in_memory("fonts", bubblewrap.FONTS, theirs)
-                arguments = (str(requests_in), str(replies_out), "/packages", "/workspace", "64")
-                build = partial(build, program=name, fonts=fonts, info=info_out, arguments=arguments)
-            else:
-                build = partial(build, requests=requests_in, replies=replies_out, stage=stage)
+            ends = Ends(requests=requests_in, replies=replies_out, info=info_out, descriptors=theirs)
+            offered = packages() if offered is None else offered
+            plan = PLANS[kind](Inside(workspace=workspace, stage=stage, python=python, packages=offered), ends)
             process = launch(
-                lambda reach: build(reach=reach),
-                change_user=kind == "strong",
-                env={} if kind == "strong" else landlock.environment(workspace, stage),
+                plan.build,
+                change_user=plan.change_user,
+                env=plan.environment,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
                 stdout=output_out,
@@ -159,10 +143,9 @@ class Worker:
             raise
         finally:
             _close(theirs)
-        folders = () if kind == "strong" else (stage / "tmp",)
-        started = cls(process, -1, -1, requests, replies, output, 0, folders=folders)
+        started = cls(process, -1, -1, requests, replies, output, 0, folders=plan.folders)
         try:
-            started._meet(info if kind == "strong" else None)
+            started._meet(info if plan.tells else None)
         except BaseException:
             started.close()
             raise
@@ -357,15 +340,6 @@ def _pipe(reader: list[int], writer: list[int]) -> tuple[int, int]:
     reader.append(read)
     writer.append(write)
     return read, write
-
-
-def _in_memory(name: str, data: bytes, descriptors: list[int]) -> int:
-    """A file in memory that holds *data*, read from its begin."""
-    descriptor = os.memfd_create(name)
-    descriptors.append(descriptor)
-    os.write(descriptor, data)
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _close(descriptors: list[int]) -> None:

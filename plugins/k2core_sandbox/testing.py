@@ -16,7 +16,7 @@ from k2core_sandbox.watchdog import Watchdog
 SHOWN = 20  # failures in one result
 # runs inside; PATHS is set before. Its last line is the report, which the host takes for a claim of the inside and no more
 PROGRAM = """
-import contextlib, io, json, pytest
+import contextlib, io, json, pytest, sys
 
 class Collector:
     def __init__(self):
@@ -35,7 +35,10 @@ class Collector:
 
 collector = Collector()
 with contextlib.redirect_stdout(io.StringIO()) as said:
-    status = int(pytest.main(["-q", "-p", "no:cacheprovider", *PATHS], plugins=[collector]))
+    options = ["-q", "-p", "no:cacheprovider"]
+    if sys.platform == "wasi":  # it has no second descriptors of a file and no /dev/null
+        options += ["-p", "no:faulthandler", "-p", "no:logging", "--capture=sys"]
+    status = int(pytest.main([*options, *PATHS], plugins=[collector]))
 print(json.dumps({"status": status, "tests": collector.tests[:400], "said": said.getvalue()[-2000:] if status > 1 else ""}))
 """
 
@@ -90,6 +93,6 @@ def _told(report: Report) -> ToolOutput:
     lines = [line, *(f"{one.outcome} {one.name}: {' '.join(one.message.split())}" for one in bad[:SHOWN])]
     if len(bad) > SHOWN:
         lines.append(f"and {len(bad) - SHOWN} more")
-    if report.status > 1 and report.said:
-        lines.append(report.said.strip())
+    if report.status > 1:
+        lines.append(report.said.strip() or f"pytest ended with status {report.status}")
     return ToolOutput(text="\n".join(lines), details={"counts": counts, "status": report.status})

@@ -6,6 +6,9 @@ where it is not reached the tools are not made.
 
 import os
 from pathlib import Path
+from typing import get_args
+
+import msgspec
 
 from k2core import tool
 from k2core.errors import InputError, ToolError, Unavailable
@@ -14,7 +17,7 @@ from k2core_sandbox.beneath import Workspace
 from k2core_sandbox.interpreters import CELL_S, Interpreters, Settings
 from k2core_sandbox.launcher import USER
 from k2core_sandbox.levels import level
-from k2core_sandbox.process import GRACE_S, START_S
+from k2core_sandbox.process import GRACE_S, START_S, Kind
 from k2core_sandbox.testing import run_pytest
 
 DEADLINE_S = CELL_S + GRACE_S + START_S + 30.0  # of the call: the cell's own deadline comes first
@@ -108,9 +111,10 @@ def _settings(context: ToolContext, workspace: Workspace) -> Settings:
         Unavailable: the machine does not give the level that the operator wants.
         InputError: there is no such level.
     """
-    if context.sandbox not in ("strong", "reduced"):
-        raise InputError(f"no sandbox level '{context.sandbox}': known are strong, reduced")
-    found = level("reduced" if context.sandbox == "reduced" else "strong")
+    try:
+        found = level(msgspec.convert(context.sandbox, Kind))
+    except msgspec.ValidationError:
+        raise InputError(f"no sandbox level '{context.sandbox}': known are {', '.join(get_args(Kind))}") from None
     if found.name == "unavailable":
         raise Unavailable(f"no sandbox for code: {found.why}")
     return Settings(kind=found.name, workspace=workspace.folder)

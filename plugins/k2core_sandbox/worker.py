@@ -7,25 +7,20 @@ reply's are JSON, ``{"cell": N, "status": "ok" | "error" | "interrupted" | "exit
 null}``. What a cell prints goes to the process's own output. The code that runs here owns this process and can forge every
 reply, so the other side takes nothing in it for more than this tool's output.
 
-What is imported here delays every start: so the C modules beneath ast and signal, and the rest only where it is needed.
+What is imported here delays every start: so the C modules beneath ast and signal, and the rest only where it is needed. At
+level ``wasm`` only `Cells` is used, in an interpreter that lacks some modules.
 """
 
 import _ast
-import _signal  # type: ignore[import-not-found]  # typeshed has signal only
 import builtins
 import io
 import os
-import resource
 import sys
 
 VALUE_LIMIT = 20_000  # characters of a value's repr
 ESCAPES = {34: '\\"', 92: "\\\\", **{code: f"\\u{code:04x}" for code in range(32)}}  # of JSON strings
-LIMITS = {  # soft and hard, set before any cell runs; that of processes is an argument
-    resource.RLIMIT_AS: 2 << 30,
-    resource.RLIMIT_FSIZE: 256 << 20,
-    resource.RLIMIT_NOFILE: 256,
-    resource.RLIMIT_CORE: 0,
-}
+# soft and hard, set before any cell runs; that of processes is an argument
+LIMITS = {"RLIMIT_AS": 2 << 30, "RLIMIT_FSIZE": 256 << 20, "RLIMIT_NOFILE": 256, "RLIMIT_CORE": 0}
 
 
 class Cells:
@@ -139,9 +134,12 @@ def send(descriptor: int, body: bytes) -> None:
 
 def main() -> None:
     """Set the limits, then run cells until the requests end."""
+    import _signal  # type: ignore[import-not-found]  # typeshed has signal only
+    import resource
+
     requests, replies, packages, workspace = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-    for limit, value in {**LIMITS, resource.RLIMIT_NPROC: int(sys.argv[5])}.items():
-        resource.setrlimit(limit, (value, value))
+    for limit, value in {**LIMITS, "RLIMIT_NPROC": int(sys.argv[5])}.items():
+        resource.setrlimit(getattr(resource, limit), (value, value))
     os.set_inheritable(requests, False)  # programs that a cell starts do not get the pipes
     os.set_inheritable(replies, False)
     sys.argv[:] = [""]

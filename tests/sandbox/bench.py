@@ -34,7 +34,8 @@ from k2core_sandbox.paths import Interpreter, packages
 from k2core_sandbox.process import Cell, Worker
 from k2core_sandbox.watchdog import Bounds, Watchdog, tree
 
-Setup = Literal["strong", "reduced", "plain", "rooted"]
+Setup = Literal["strong", "wasm", "reduced", "plain", "rooted"]
+LEVELS = {"strong": levels.strong, "wasm": levels.in_wasm, "reduced": levels.reduced}
 BOUNDS = Bounds(memory=384 << 20, disk=64 << 20, files=1000, every_s=0.04)
 SLACK_S = 4.0  # beyond deadline and grace, on a busy machine
 SETTINGS = ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/sys/kernel/uevent_helper", "/proc/sysrq-trigger")
@@ -68,7 +69,7 @@ class Bench:
         started = time.monotonic()
         self._prepare(worker, case)
         meanwhile = self.outside.meanwhile(0.6) if case.called else None
-        controlled = self.setup in ("strong", "reduced")
+        controlled = self.setup in LEVELS
         allowed = case.timeout_s + process.GRACE_S + SLACK_S
         cell = worker.run(case.code, timeout_s=case.timeout_s)
         if meanwhile is not None:
@@ -101,7 +102,7 @@ class Bench:
         if not os.geteuid():
             os.chown(self.workspace, launcher.USER, launcher.USER)
         offered = {**packages(), "offered": self.outside.package}
-        if self.setup in ("strong", "reduced"):
+        if self.setup in LEVELS:
             self.worker = Worker.start(self.workspace, stage=stage, kind=self.setup, python=self.python, offered=offered)
             self._open.callback(self.worker.close)
             self._open.enter_context(Watchdog(self.worker, self.workspace, BOUNDS))
@@ -109,12 +110,14 @@ class Bench:
             self.control = Uncontrolled(self.setup, self.outside, self.workspace, stage, offered)
             self.worker = self.control.worker
             self._open.callback(self.control.close)
-        self._expect(self.worker.run(HELPERS, timeout_s=20))
+        helpers = HELPERS if self.setup != "wasm" else HELPERS.replace("ctypes.CDLL(None, use_errno=True)", "None", 1)
+        helpers = helpers if self.setup != "wasm" else helpers.replace("libc.syscall.restype = ctypes.c_long", "", 1)
+        self._expect(self.worker.run(helpers, timeout_s=20))
         return self.worker
 
     def _prepare(self, worker: Worker, case: Case) -> None:
         """Tell the inside where everything is (the victim may be another one now), and plant what the case needs."""
-        names = self.outside.names(SETTINGS if self.setup in ("strong", "reduced") else HARMLESS_SETTINGS)
+        names = self.outside.names(SETTINGS if self.setup in LEVELS else HARMLESS_SETTINGS)
         self._expect(worker.run("\n".join(f"{name} = {value!r}" for name, value in names.items()), timeout_s=20))
         if self.control is not None:
             self.control.remember()
@@ -132,7 +135,7 @@ class Bench:
         """What the collector of files gets wrong: ours at a level, a naive one elsewhere."""
         found: list[str] = []
         contents: dict[str, bytes] = {}
-        reader = self._read_ours if self.setup in ("strong", "reduced") else self._read_naively
+        reader = self._read_ours if self.setup in LEVELS else self._read_naively
         failures: list[BaseException] = []
 
         def collect() -> None:
@@ -229,8 +232,8 @@ def main() -> None:
     """Say what level there is, then serve verdicts."""
     setup = msgspec.convert(sys.argv[1], Setup)
     python = Interpreter(executable=Path(sys.argv[2]), prefix=Path(sys.argv[3])) if len(sys.argv) > 2 else None
-    if setup in ("strong", "reduced"):
-        found = levels.strong(python) if setup == "strong" else levels.reduced(python)
+    if setup in LEVELS:
+        found = LEVELS[setup](python)
         print(json.dumps([found.name, found.why]), flush=True)
     else:
         print(json.dumps([setup, "no isolation"]), flush=True)

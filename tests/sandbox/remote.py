@@ -51,7 +51,9 @@ class Remote:
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, PLACES)),
             "HOME": str(self.home),
-            "XDG_CACHE_HOME": str(self.home / ".cache"),
+            "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+            if setup == "wasm" and not ordinary  # what is compiled there takes minutes
+            else str(self.home / ".cache"),
         }
         with (self.home / "errors").open("wb") as errors:
             self.process = subprocess.Popen(

@@ -40,6 +40,22 @@ def test_no_attack_gets_out_of_strong(bench: Remote, case: Case) -> None:
 @pytest.mark.parametrize(
     "bench",
     [
+        pytest.param(("wasm", False), id=f"wasm-{USERS[0][1]}"),
+        *([pytest.param(("wasm", True), id="wasm-as-a-user", marks=pytest.mark.soak)] if IS_ROOT else []),
+    ],
+    indirect=True,
+    scope="module",
+)
+@each(list(CASES.values()))
+def test_no_attack_gets_out_of_wasm(bench: Remote, case: Case) -> None:
+    """At wasm no attack gets through either."""
+    verdict = bench.attack(case)
+    assert verdict.through == [], f"{case.tells} Its cell: {verdict.said}"
+
+
+@pytest.mark.parametrize(
+    "bench",
+    [
         pytest.param(("reduced", False), id=f"reduced-{USERS[0][1]}"),
         *([pytest.param(("reduced", True), id="reduced-as-a-user", marks=pytest.mark.soak)] if IS_ROOT else []),
     ],

