@@ -96,14 +96,14 @@ def command(
             inside += ["--symlink", str(folder.readlink()), str(folder)]
         elif folder.is_dir():
             inside += ["--ro-bind", str(folder), str(folder)]
-    if not interpreter.prefix.is_relative_to("/usr"):
-        inside += ["--ro-bind", reach(interpreter.prefix), str(interpreter.prefix)]
     inside += ["--proc", "/proc", "--dir", "/dev", "--size", SHARED, "--tmpfs", "/dev/shm"]
     for name in DEVICES:
         inside += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
     for name, place in LINKS.items():
         inside += ["--symlink", place, f"/dev/{name}"]
     inside += ["--size", TEMPORARY, "--tmpfs", "/tmp", "--dir", "/packages"]
+    if not interpreter.prefix.is_relative_to("/usr"):  # after /tmp, for it may lie there
+        inside += ["--ro-bind", reach(interpreter.prefix), str(interpreter.prefix)]
     for name, path in packages.items():
         inside += ["--ro-bind", reach(path), f"/packages/{name}"]
     inside += ["--bind", reach(workspace), "/workspace", "--ro-bind-data", str(worker), named]
