@@ -57,7 +57,7 @@ class ToolContext:
     Attributes:
         documents: folder given with ``--docs``, or None.
         workspace: folder given with ``--workspace``, in which code may be run and files written, or None.
-        sandbox: the weakest isolation of code that the operator accepts: ``strong`` or ``reduced``.
+        sandbox: the isolation of code that the operator accepts: ``strong``, ``wasm`` or ``reduced``.
         data: k2core's folder for data of this user; may not exist yet.
         closing: closed when the session ends; a factory that opens something registers its end here.
     """

@@ -43,7 +43,7 @@ class Choice:
         tools: exactly these tools (control tools are always there), or None for all whose needs are met.
         documents: folder for the tools that search and read.
         workspace: folder for the tools that run code and write files.
-        sandbox: the weakest isolation of code that is acceptable, ``strong`` or ``reduced``.
+        sandbox: the isolation of code that is acceptable: ``strong``, ``wasm`` or ``reduced``.
         store: the journal's file, or None for the user's own.
         limits: budgets of one question.
         temperature: None takes the model's recommendation.

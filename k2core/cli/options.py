@@ -29,7 +29,7 @@ def session_options(command: F) -> F:
         click.option("-T", "--tool", "tools", multiple=True, metavar="NAME", help="Exactly these tools; repeat it."),
         click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read."),
         click.option("--workspace", metavar="FOLDER", help="Folder for the tools that run code and write files."),
-        click.option("--sandbox", metavar="LEVEL", help="Weakest isolation of code: strong (the default) or reduced."),
+        click.option("--sandbox", metavar="LEVEL", help="Isolation of code: strong (the default), wasm, reduced."),
         click.option("--seed", type=int, metavar="N", help="Seed of the sampler."),
         click.option("--temperature", type=float, metavar="X", help="0 is greedy."),
         click.option("--top-p", type=float, metavar="X", help="Nucleus sampling; 1 is off."),

@@ -22,7 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def folder_options(command: F) -> F:
     """What tools may need, as for ``k2 run``."""
     for option in (
-        click.option("--sandbox", metavar="LEVEL", help="Weakest isolation of code: strong (the default) or reduced."),
+        click.option("--sandbox", metavar="LEVEL", help="Isolation of code: strong (the default), wasm, reduced."),
         click.option("--workspace", metavar="FOLDER", help="Folder for the tools that run code and write files."),
         click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read."),
     ):

@@ -86,6 +86,8 @@ def _kept(kind: Kind, fresh: bool, keep: bool, python: Interpreter | None) -> Le
             return Level(name=kept["name"], why=kept["why"], checks=kept["checks"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none, or a damaged one: test
+    if kind == "wasm" and not keep and not wasm.compiled():
+        return Level(name="unavailable", why="WebAssembly is not compiled yet: k2 sandbox check does it.", checks={})
     found = {"strong": strong, "wasm": in_wasm, "reduced": reduced}[kind](python)
     if not keep:
         return found
@@ -137,7 +139,7 @@ def in_wasm(python: Interpreter | None = None) -> Level:
     versions = wasm.versions()
     if not versions:
         return Level(name="unavailable", why="WebAssembly is not installed: pip install 'k2core[wasm]'.", checks={})
-    if not wasm.cache().exists():
+    if not wasm.compiled():
         log.warning("sandbox.wasm.compiling", once=True, folder=str(wasm.cache()), takes="one to two minutes")
     try:
         wasm.compile_once()

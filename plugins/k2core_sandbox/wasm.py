@@ -41,6 +41,11 @@ def cache() -> Path:
     return Path(user_cache_dir("k2core", appauthor=False), "wasm")
 
 
+def compiled() -> bool:
+    """Whether there is a compiled interpreter; it may be of other versions."""
+    return any(cache().glob("*.cwasm"))
+
+
 def compile_once() -> None:
     """Compile the interpreter into the cache, which takes a minute or two the first time.
 
