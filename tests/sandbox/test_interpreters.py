@@ -39,6 +39,18 @@ def found() -> dict[str, Path]:
     return {name: path for name, path in executables.items() if path.exists()}
 
 
+def copy_standalone(python: Interpreter, place: Path) -> None:
+    """Copy the executable and its library, which it then finds relative to itself, as those of uv do."""
+    content, library, relative = python.executable.read_bytes(), bytes(python.prefix / "lib"), b"$ORIGIN/../lib"
+    assert len(relative) <= len(library)
+    copy = place / "bin" / python.executable.name
+    copy.write_bytes(content.replace(library + b"\0", relative.ljust(len(library) + 1, b"\0")))
+    copy.chmod(0o755)
+    (place / "lib").mkdir()
+    for shared in (python.prefix / "lib").glob("libpython*"):
+        shutil.copy(shared, place / "lib" / shared.name)
+
+
 @pytest.mark.parametrize("executable", [pytest.param(path, id=name) for name, path in found().items()])
 def test_an_interpreter_starts_and_brings_nothing_beside_it(workspace: tuple[Path, Path], executable: Path) -> None:
     """Its standard library works inside at its own path, and of the folder above only the way to it is there."""
@@ -63,10 +75,8 @@ def test_an_environment_over_a_standalone_interpreter_starts(strong: None, tmp_p
     library = Path(sysconfig.get_path("stdlib")).relative_to(sys.base_prefix)
     if ours.prefix == Path("/usr"):
         pytest.skip("the interpreter under test is the system's, which cannot be copied alone")
-    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
-        pytest.skip("the interpreter under test finds its library only at its own place, unlike those of uv")
     (folder / version / "bin").mkdir(parents=True)
-    shutil.copy(ours.executable, folder / version / "bin" / ours.executable.name)
+    copy_standalone(ours, folder / version)
     left_out = shutil.ignore_patterns("site-packages", "test", "tests", "idlelib", "__pycache__", "config-*")
     shutil.copytree(ours.prefix / library, folder / version / library, ignore=left_out)
     link = folder / version.replace(f".{sys.version_info[2]}-", "-")
