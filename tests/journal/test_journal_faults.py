@@ -11,7 +11,7 @@ import pytest
 from journal.writing import append
 
 from k2core.agent.journal import Journal
-from k2core.agent.journal_file import APPLICATION_ID, SCHEMA_VERSION
+from k2core.agent.journal_file import APPLICATION_ID, SCHEMA, SCHEMA_VERSION, JournalFile
 from k2core.errors import FormatError, JournalError, JournalVersionError
 from k2core.events import NoteKept, UnknownEvent
 
@@ -278,3 +278,29 @@ def test_what_json_cannot_say_is_refused(path):
         append(journal, "run", NoteKept(text="x"), UnknownEvent(kind="x", body={"kind": "x", "value": float("nan")}))
 
     assert not path.exists()
+
+
+def test_a_file_that_another_process_is_making_is_not_a_foreign_one(tmp_path):
+    """Whenever the schema appears while the file is looked at, it is seen as a whole or not at all."""
+    path = tmp_path / "r.sqlite"
+    for moment in range(1, 6):
+        path.unlink(missing_ok=True)
+        file = JournalFile(path=path, busy_timeout_s=0.0, max_bytes=None)
+        statements = 0
+
+        def other_process(_statement, moment=moment):
+            nonlocal statements
+            statements += 1
+            if statements == moment:
+                with sqlite3.connect(path, timeout=0.0) as other:
+                    try:
+                        other.executescript(f"BEGIN IMMEDIATE;{SCHEMA};COMMIT")
+                    except sqlite3.OperationalError:
+                        other.rollback()  # it has to wait for us
+                other.close()
+
+        connection = sqlite3.connect(path, timeout=0.0, isolation_level=None)
+        connection.set_trace_callback(other_process)
+        assert file.check(connection) in (True, False)
+        connection.close()
+        assert statements > 1
