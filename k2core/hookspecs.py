@@ -51,7 +51,7 @@ class RegisterTool(Protocol):
         """Register it.
 
         *needs* names fields of `ToolContext` that its factory cannot do without; *state* is a lazy ``"module:attribute"`` of a
-        function that tells listings in a word or two how the tool stands on this machine.
+        function ``ToolContext -> str`` that tells listings in a word or two how the tool stands on this machine.
         """
 
 

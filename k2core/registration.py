@@ -42,7 +42,7 @@ class Entry:
         target: the thing itself, or a lazy ``"module:attribute"``.
         summary: one line for listings.
         needs: for a tool's factory, fields of `ToolContext` that must be given.
-        state: for a tool, a lazy ``"module:attribute"`` of a function that says in a word or two how it stands here.
+        state: for a tool, a lazy ``"module:attribute"`` of a function ``ToolContext -> str``, how it stands in a word or two.
         options: for a model, where it lies and what it speaks.
     """
 

@@ -63,7 +63,7 @@ def list_tools(app: App, as_json: bool) -> None:
                 "summary": entry.summary,
                 "needs": list(entry.needs),
                 "control": control,
-                "state": _state(entry),
+                "state": _state(entry, app),
             }
         )
     found.sort(key=lambda one: str(one["name"]))
@@ -177,12 +177,14 @@ def _as_others(sentence: str) -> str:
     return sentence[:1].lower() + sentence[1:].rstrip(".")
 
 
-def _state(entry: "Entry") -> str:
+def _state(entry: "Entry", app: App) -> str:
     """How the tool says it stands on this machine; a fault of the plugin is its state."""
+    from k2core.calls import ToolContext
+
     if not entry.state:
         return ""
     try:
-        return str(evolve(entry, target=entry.state).load()())
+        return str(evolve(entry, target=entry.state).load()(ToolContext(sandbox=app.settings()["sandbox"])))
     except Exception as error:  # a stranger's fault belongs into the listing
         return fault_of(error)
 

@@ -85,7 +85,7 @@ class Workspace:
             ToolError: the path goes outside, through a link or through a file, or the disk refuses.
         """
         *folders, name = [part for part in path.split("/") if part not in ("", ".")] or [""]
-        if not name or ".." in (*folders, name) or "\0" in path or path.startswith("/"):
+        if not name or ".." in (*folders, name) or "\0" in path or path.startswith("/") or not _encodes(path):
             raise ToolError(f"cannot write '{path}': give a path within the workspace, such as 'notes/plan.txt'")
         parent = os.dup(self.descriptor)
         try:
@@ -165,6 +165,14 @@ class Workspace:
             }
             raise ToolError(f"cannot open '{whole or path}': {reasons.get(code, os.strerror(code))}")
         return int(number)
+
+
+def _encodes(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
 
 
 class _removing:

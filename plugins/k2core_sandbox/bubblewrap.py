@@ -51,7 +51,7 @@ def plan(inside: Inside, ends: Ends) -> Plan:
         info=ends.info,
         arguments=(str(ends.requests), str(ends.replies), "/packages", "/workspace", "64"),
     )
-    return Plan(build=lambda reach: build(reach=reach), change_user=True, tells=True)
+    return Plan(build=lambda reach: build(reach=reach), change_user=True, tells=True, in_memory=("tmp", "dev/shm"))
 
 
 def command(

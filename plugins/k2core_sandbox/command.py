@@ -1,6 +1,11 @@
 """``k2 sandbox``: which isolation this machine gives, and why."""
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    from k2core.cli.app import App
 
 
 @click.group()
@@ -11,13 +16,12 @@ def sandbox() -> None:
 @sandbox.command()
 @click.option(
     "--sandbox",
-    "least",
     type=click.Choice(["strong", "wasm", "reduced"]),
-    default="strong",
-    help="Weakest level that is accepted.",
+    help="Weakest level that is accepted; 'wasm' tries that one. The setting's unless given.",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
-def check(least: str, as_json: bool) -> None:
+@click.pass_obj
+def check(app: "App", sandbox: str | None, as_json: bool) -> None:
     """Test the sandbox anew, and say its level, why, and what the self-test found.
 
     Ends with 5 where there is no sandbox of the accepted level.
@@ -26,7 +30,7 @@ def check(least: str, as_json: bool) -> None:
     from k2core_sandbox.levels import level
     from k2core_sandbox.paths import FOR_TESTS, interpreter, packages
 
-    found = level(least, fresh=True)  # type: ignore[arg-type]  # one of click's choices
+    found = level(app.settings(sandbox=sandbox)["sandbox"], fresh=True)
     inside = interpreter()
     if as_json:
         emit({"level": found.name, "why": found.why, "checks": found.checks, "python": str(inside.executable)})

@@ -3,7 +3,8 @@
     python -I -S confine.py SPEC REQUESTS REPLIES PACKAGES WORKSPACE PROCESSES
 
 SPEC is JSON: ``worker`` and ``filter`` (descriptors), ``read`` and ``write`` (paths), ``user`` (uid and gid to become, or
-null). Formats: linux/landlock.h, linux/seccomp.h, linux/filter.h. Everything that cannot be set ends the process.
+null), ``parent`` (the host's process number). Formats: linux/landlock.h, linux/seccomp.h, linux/filter.h. Everything that
+cannot be set ends the process.
 """
 
 import ctypes
@@ -26,6 +27,7 @@ _WRITE = _ALL_FILE_RIGHTS & ~(
 _NETWORK = 1 << 0 | 1 << 1  # bind and connect TCP
 _SCOPES = 1 << 0 | 1 << 1  # abstract sockets, signals: ABI 6
 _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 38, 22, 2
+_DEATH_SIGNAL, _SUBREAPER = 1, 36
 LEAST_ABI = 6
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -72,6 +74,10 @@ def main() -> None:
         os.setgroups([])
         os.setresgid(*[specification["user"]] * 3)
         os.setresuid(*[specification["user"]] * 3)
+    _checked(_libc.prctl(_DEATH_SIGNAL, 9, 0, 0, 0), "death signal")  # after the change of the user, which would undo it
+    if os.getppid() != specification["parent"]:
+        raise OSError("the host has ended")
+    _checked(_libc.prctl(_SUBREAPER, 1, 0, 0, 0), "subreaper")  # so that what loses its parent is still below us
     source = os.read(specification["worker"], 1 << 20)
     program = os.read(specification["filter"], 1 << 20)
     kept = {int(sys.argv[1]), int(sys.argv[2])}

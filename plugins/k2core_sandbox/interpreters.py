@@ -16,7 +16,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from k2core.errors import K2Error
+from k2core.errors import K2Error, Unavailable
 from k2core.interfaces import CallContext, PastCall, ToolOutput
 from k2core_sandbox.beneath import Entry, Workspace
 from k2core_sandbox.process import LOST, Cell, Kind, Worker
@@ -55,6 +55,7 @@ class Interpreter:
     lock: threading.Lock = field(factory=threading.Lock, init=False)
     _open: contextlib.ExitStack = field(factory=contextlib.ExitStack, init=False)
     _worker: Worker | None = field(default=None, init=False)
+    _closed: bool = field(default=False, init=False)
 
     def run(self, code: str, past: Sequence[PastCall], most_s: float) -> ToolOutput:
         """Run one cell of the model, earlier ones first where they have to be repeated."""
@@ -71,12 +72,15 @@ class Interpreter:
 
     def close(self) -> None:
         """End the worker, and with it a cell that is still running; the workspace's files stay."""
+        self._closed = True
         if (worker := self._worker) is not None:
             worker.kill("the session ended")
         with self.lock:
             self._end()
 
     def _start(self) -> None:
+        if self._closed:
+            raise Unavailable("the session has ended")
         stage = Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix="k2core-stage-")))
         stage.chmod(0o711)
         try:
@@ -85,6 +89,9 @@ class Interpreter:
             self._open.close()
             raise
         self._open.callback(self._worker.close)
+        if self._closed:  # while it started
+            self._end()
+            raise Unavailable("the session has ended")
         self._open.enter_context(Watchdog(self._worker, self.settings.workspace, self.settings.bounds))
 
     def _end(self) -> None:
@@ -121,7 +128,7 @@ class Interpreter:
     def _output(self, cell: Cell, changed: Sequence[Entry], note: str, fresh: bool) -> ToolOutput:
         parts = [note, printed(cell)]
         if cell.status == "interrupted":
-            parts.append("[interrupted: the cell ran too long; its variables are kept]")
+            parts.append("[interrupted: the variables are kept]")
         elif cell.lost:
             parts.append("[the interpreter ended; its variables are lost unless the cells can be repeated]")
         if changed:
@@ -130,7 +137,8 @@ class Interpreter:
         text = "\n".join(part for part in parts if part) or "[no output]"
         failed = cell.status != "ok"
         if failed:
-            text = f"error: {(cell.error or cell.status).splitlines()[-1]}\n{text}"
+            last = (cell.error or cell.status).splitlines()[-1:] or [cell.status]
+            text = f"error: {readable(last[0])}\n{text}"
         files: dict[str, bytes] = {}
         for entry in changed[:SHOWN]:
             with contextlib.suppress(K2Error):  # gone or replaced by something else since it was listed
@@ -166,8 +174,12 @@ def printed(cell: Cell) -> str:
         parts.append(cell.value)
     if cell.status == "error" and cell.error:
         parts.append(cell.error)
-    text = "\n".join(part for part in parts if part)
-    return TERMINAL.sub("", re.sub("\r+\n?", "\n", text))  # a carriage return would overwrite its line on a terminal
+    return readable("\n".join(part for part in parts if part))
+
+
+def readable(text: str) -> str:
+    """The text without terminal sequences; a carriage return, which would overwrite its line on a terminal, is a new line."""
+    return TERMINAL.sub("", re.sub("\r+\n?", "\n", text))
 
 
 def digest(cell: Cell) -> str:

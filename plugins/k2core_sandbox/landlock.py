@@ -85,6 +85,8 @@ def command(
             (offered / name).symlink_to(path)
     temporary.mkdir(exist_ok=True)
     (stage / "fonts.conf").write_bytes(FONTS)
+    for path, mode in ((offered, 0o755), (temporary, 0o755), (stage / "fonts.conf", 0o644)):
+        path.chmod(mode)  # whatever our umask is, the sandbox's user reads them
     if user is not None:
         os.chown(temporary, user, user)
     system = [Path("/", name) for name in ("usr", "bin", "lib", "lib64", "dev/urandom", "dev/zero")]
@@ -96,6 +98,7 @@ def command(
         "read": [str(path) for path in read if path.exists()],
         "write": [str(path) for path in write],
         "user": user,
+        "parent": os.getpid(),
     }
     numbers = [str(requests), str(replies), str(offered), str(workspace), str(64 + owned(user))]
     return [str(interpreter.executable), "-I", "-S", "-B", str(CONFINE), json.dumps(specification), *numbers]

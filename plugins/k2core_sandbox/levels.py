@@ -1,7 +1,7 @@
 """Which isolation this machine gives, found by trying: ten payloads run in a real sandbox, and all ten have to fail.
 
-The answer is kept in the user's cache folder for as long as the machine runs on, bubblewrap, the interpreter and our own code
-stay the same.
+That a level holds is kept in the user's cache folder for as long as the machine runs on, bubblewrap, the interpreter and our
+own code stay the same.
 """
 
 import hashlib
@@ -11,13 +11,14 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import structlog
 from attrs import frozen
 from platformdirs import user_cache_dir
 
 from k2core.errors import K2Error
+from k2core.interfaces import ToolContext
 from k2core_sandbox import bubblewrap, landlock, wasm
 from k2core_sandbox.paths import Interpreter
 from k2core_sandbox.process import Kind
@@ -72,9 +73,11 @@ def level(least: Kind = "strong", *, fresh: bool = False, keep: bool = True, pyt
     return found
 
 
-def state() -> str:
+def state(context: ToolContext) -> str:
     """The level in two words, for listings."""
-    found = level(keep=False)  # a listing makes no file
+    if context.sandbox not in get_args(Kind):
+        return f"no sandbox level '{context.sandbox}'"
+    found = level(context.sandbox, keep=False)  # type: ignore[arg-type]  # seen just now; a listing makes no file
     return "no sandbox: see k2 sandbox check" if found.name == "unavailable" else f"sandbox {found.name}"
 
 
@@ -83,16 +86,19 @@ def _kept(kind: Kind, fresh: bool, keep: bool, python: Interpreter | None) -> Le
     if not fresh:
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))
-            return Level(name=kept["name"], why=kept["why"], checks=kept["checks"])
+            if kept["name"] == kind:
+                return Level(name=kind, why=kept["why"], checks=kept["checks"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # none, or a damaged one: test
     if kind == "wasm" and not keep and not wasm.compiled():
         return Level(name="unavailable", why="WebAssembly is not compiled yet: k2 sandbox check does it.", checks={})
     found = {"strong": strong, "wasm": in_wasm, "reduced": reduced}[kind](python)
-    if not keep:
+    if not keep or found.name != kind:  # what failed once may hold the next time
         return found
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for old in path.parent.glob(f"sandbox-{kind}-*.json"):
+            old.unlink(missing_ok=True)
         part = path.with_suffix(f".{os.getpid()}.part")
         part.write_text(json.dumps({"name": found.name, "why": found.why, "checks": found.checks}), encoding="utf-8")
         part.replace(path)

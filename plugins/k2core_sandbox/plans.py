@@ -53,8 +53,10 @@ class Plan:
         build: makes the command, given what reaches a path outside.
         environment: of the command.
         change_user: whether root becomes the sandbox's user before the command runs.
-        tells: whether process numbers come through ``info``; else the command's own process is the worker.
+        tells: whether process numbers come through ``info``, and the end of the first process ends all others; else the
+            command's own process is the worker.
         folders: on the disk, that the worker may write beside the workspace.
+        in_memory: file systems in memory that the worker may write, by their place inside.
     """
 
     build: Callable[[Reach], list[str]]
@@ -62,3 +64,4 @@ class Plan:
     change_user: bool = False
     tells: bool = False
     folders: tuple[Path, ...] = ()
+    in_memory: tuple[str, ...] = ()

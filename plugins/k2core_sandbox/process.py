@@ -23,6 +23,7 @@ from k2core_sandbox import bubblewrap, landlock, wasm
 from k2core_sandbox.launcher import launch
 from k2core_sandbox.paths import Interpreter, packages
 from k2core_sandbox.plans import Ends, Inside, Plan
+from k2core_sandbox.processes import end_below
 
 FRAME_LIMIT = 1 << 20  # bytes of one reply
 OUTPUT_KEPT = 1 << 20  # bytes of one cell's output that are kept; the rest is read and dropped
@@ -90,6 +91,8 @@ class Worker:
     cells: int = 0
     why_killed: str = ""
     folders: tuple[Path, ...] = ()  # on the disk, that it may write beside the workspace
+    in_memory: tuple[str, ...] = ()  # file systems in memory that it may write, by their place inside
+    gathers: bool = False  # no namespace ends what it started: we do
     _lock: threading.Lock = field(factory=threading.Lock)
     _closed: bool = False
 
@@ -143,7 +146,8 @@ class Worker:
             raise
         finally:
             _close(theirs)
-        started = cls(process, -1, -1, requests, replies, output, 0, folders=plan.folders)
+        started = cls(process, -1, -1, requests, replies, output, 0)
+        started.folders, started.in_memory, started.gathers = plan.folders, plan.in_memory, not plan.tells
         try:
             started._meet(info if plan.tells else None)
         except BaseException:
@@ -247,6 +251,8 @@ class Worker:
         if self.first < 0:
             self.process.kill()
             return
+        if self.gathers:
+            end_below(self.root)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.first, signal.SIGKILL)
 

@@ -122,7 +122,9 @@ def _judged(
     try:
         worker = Worker.start(workspace, stage=stage, kind=kind, python=python, offered={})
         try:
-            worker.run(names, timeout_s=10)
+            told = worker.run(names, timeout_s=10)
+            if told.status != "ok":
+                raise Unavailable(f"the sandbox does not run its self-test: {told.error}")
             for attack in attacks:
                 cell = worker.run(attack.code, timeout_s=10)
                 said = f"{cell.output}{cell.value}"

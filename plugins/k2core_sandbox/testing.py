@@ -2,13 +2,13 @@
 
 import tempfile
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from k2core.errors import ToolError
 from k2core.interfaces import ToolOutput
-from k2core_sandbox.interpreters import Settings
+from k2core_sandbox.interpreters import Settings, readable
 from k2core_sandbox.paths import FOR_TESTS, packages
 from k2core_sandbox.process import Worker
 from k2core_sandbox.watchdog import Watchdog
@@ -34,13 +34,20 @@ class Collector:
         self.tests.append({"name": report.nodeid, "outcome": outcome, "message": message[:600] if outcome != "passed" else ""})
 
 collector = Collector()
-with contextlib.redirect_stdout(io.StringIO()) as said:
+with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.redirect_stderr(said):
     options = ["-q", "-p", "no:cacheprovider"]
     if sys.platform == "wasi":  # it has no second descriptors of a file and no /dev/null
         options += ["-p", "no:faulthandler", "-p", "no:logging", "--capture=sys"]
     status = int(pytest.main([*options, *PATHS], plugins=[collector]))
-print(json.dumps({"status": status, "tests": collector.tests[:400], "said": said.getvalue()[-2000:] if status > 1 else ""}))
+counts = {}
+for test in collector.tests:
+    counts[test["outcome"]] = counts.get(test["outcome"], 0) + 1
+bad = [test for test in collector.tests if test["outcome"] in ("failed", "error")][:100]
+print(json.dumps({"status": status, "counts": counts, "bad": bad, "said": said.getvalue()[-2000:] if status > 1 else ""}))
 """
+
+
+Outcome = Literal["passed", "failed", "skipped", "error"]
 
 
 class Test(msgspec.Struct, forbid_unknown_fields=True):
@@ -49,15 +56,16 @@ class Test(msgspec.Struct, forbid_unknown_fields=True):
     __test__ = False  # not a test of ours
 
     name: str
-    outcome: Literal["passed", "failed", "skipped", "error"]
+    outcome: Outcome
     message: str
 
 
 class Report(msgspec.Struct, forbid_unknown_fields=True):
-    """What pytest says: its exit status, its tests, and its own words where it could not run."""
+    """What pytest says: its exit status, how many tests had which outcome, what failed, and its words where it did not."""
 
     status: int
-    tests: list[Test]
+    counts: dict[Outcome, int]
+    bad: list[Test]
     said: str
 
 
@@ -85,14 +93,14 @@ def run_pytest(settings: Settings, paths: list[str], timeout_s: float) -> ToolOu
 
 
 def _told(report: Report) -> ToolOutput:
-    counts = {
-        outcome: sum(one.outcome == outcome for one in report.tests) for outcome in ("passed", "failed", "error", "skipped")
-    }
-    line = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or "no tests were found"
-    bad = [one for one in report.tests if one.outcome in ("failed", "error")]
-    lines = [line, *(f"{one.outcome} {one.name}: {' '.join(one.message.split())}" for one in bad[:SHOWN])]
-    if len(bad) > SHOWN:
-        lines.append(f"and {len(bad) - SHOWN} more")
-    if report.status > 1:
+    counts = {outcome: report.counts.get(outcome, 0) for outcome in get_args(Outcome)}
+    line = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count) or (
+        "no tests were found" if report.status == 5 else "no tests ran"
+    )
+    lines = [line, *(f"{one.outcome} {one.name}: {' '.join(one.message.split())}" for one in report.bad[:SHOWN])]
+    more = counts["failed"] + counts["error"] - len(lines) + 1
+    if more > 0:
+        lines.append(f"and {more} more")
+    if report.status not in (0, 1, 5):
         lines.append(report.said.strip() or f"pytest ended with status {report.status}")
-    return ToolOutput(text="\n".join(lines), details={"counts": counts, "status": report.status})
+    return ToolOutput(text=readable("\n".join(lines)), details={"counts": counts, "status": report.status})

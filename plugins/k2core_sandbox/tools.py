@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
+from platformdirs import user_cache_dir, user_data_dir
 
 from k2core import tool
 from k2core.errors import InputError, ToolError, Unavailable
@@ -145,9 +146,15 @@ def _prepared(folder: Path) -> Path:
         raise InputError(f"cannot use '{folder}' as the workspace: {error.strerror}") from error
     if not folder.is_dir():
         raise InputError(f"cannot use '{folder}' as the workspace: it is not a folder")
+    for place in (user_cache_dir("k2core", appauthor=False), user_data_dir("k2core", appauthor=False)):
+        if Path(place).resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"cannot use '{folder}' as the workspace: k2core's own folder {place} lies in it, where code could change it. "
+                "Name another folder."
+            )
     if not os.geteuid() and about.st_uid != USER:
         raise InputError(
             f"cannot use '{folder}' as the workspace: as root, code runs as user {USER}, who does not own it. "
-            f"Name a folder that does not exist yet, or run: chown -R {USER}: {folder}"
+            f"Name a folder that does not exist yet, or run: chown -R {USER}:{USER} {folder}"
         )
     return folder

@@ -100,6 +100,7 @@ def _line(grants: list[tuple[Path, str, bool]], worker: int | None, ends: tuple[
         "packages": [reach(Path(place)) for place in sorted(where)],
         "cache": reach(cache()),
         "worker": worker,
+        "parent": os.getpid(),
         "grants": [(reach(outside), inside, writable) for outside, inside, writable in grants],
     }
     return [str(executable), "-I", "-S", "-B", reach(HOST), json.dumps(specification), *ends]
@@ -108,11 +109,12 @@ def _line(grants: list[tuple[Path, str, bool]], worker: int | None, ends: tuple[
 def _copied(entries: Mapping[str, Path], folder: Path) -> Path:
     """Copies of packages in one folder, for a folder of the inside is one folder outside."""
     folder.mkdir()
+    folder.chmod(0o755)  # whatever our umask is, the sandbox's user reads them
     for name, path in entries.items():
         if path.is_dir():
-            shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(path, folder / name, ignore=shutil.ignore_patterns("__pycache__"))  # with the modes
         else:
-            shutil.copyfile(path, folder / name)
+            shutil.copy(path, folder / name)
     return folder
 
 

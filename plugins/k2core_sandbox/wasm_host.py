@@ -3,11 +3,13 @@
     python -I -S wasm_host.py SPEC REQUESTS REPLIES
 
 SPEC is JSON: ``packages`` (folders to import from), ``worker`` (descriptor of worker.py, of which the inside uses `Cells`),
-``cache`` (folder of compiled modules), ``grants`` (path outside, path inside, whether it may be written). Frames are those of
-worker.py. Without REQUESTS it only compiles the interpreter into the cache. Imports nothing of ours.
+``cache`` (folder of compiled modules), ``grants`` (path outside, path inside, whether it may be written), ``parent`` (the
+process that has to be alive). Frames are those of worker.py. Without REQUESTS it only compiles the interpreter into the cache.
+Imports nothing of ours.
 """
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -16,9 +18,10 @@ import sys
 import threading
 import warnings
 
+DEATH_SIGNAL = 1  # of prctl: what we get when the thread that started us ends
 MEMORY = 768 << 20  # bytes of the inside
 FILE = 256 << 20  # bytes of one file
-OUTPUT = 2 << 20  # bytes of a cell's output; the other side keeps less and counts the rest
+OUTPUT = 2 << 20  # bytes of a cell's output; the other side keeps less
 ENVIRONMENT = {"HOME": "/workspace", "LANG": "C.UTF-8", "MPLBACKEND": "Agg", "MPLCONFIGDIR": "/tmp", "TMPDIR": "/tmp"}
 BEGIN = """
 import os as _os, sys as _sys
@@ -55,6 +58,9 @@ def main() -> None:
     if len(sys.argv) == 2:
         session.close()
         return
+    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != specification["parent"]:
+        raise SystemExit("the host has ended")
     for limit, value in ((resource.RLIMIT_FSIZE, FILE), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(limit, (value, value))
     requests, replies = int(sys.argv[2]), int(sys.argv[3])

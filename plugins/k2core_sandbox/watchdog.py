@@ -1,8 +1,9 @@
 """Bounds what resource limits do not: the memory of all processes together, their number, the workspace's bytes and files.
 
 RLIMIT_AS holds for one process; forty forks of one that stays below it fill the machine. So a thread on the host sums the
-proportional set sizes of the whole tree and kills the sandbox when a bound is passed. Files in the sandbox's own /tmp and
-/dev/shm are bounded by their file systems.
+proportional set sizes of the whole tree and kills the sandbox when a bound is passed. What the kernel holds for a sandbox is in
+no process's size: so sockets, whose buffers it is, and the files of /tmp and /dev/shm, whose bytes alone their file systems
+bound, are counted too.
 """
 
 import contextlib
@@ -16,8 +17,11 @@ import structlog
 from attrs import define, field, frozen
 
 from k2core_sandbox.process import Worker
+from k2core_sandbox.processes import tree
+from k2core_sandbox.worker import LIMITS
 
 log = structlog.get_logger()
+LARGEST_FILE = LIMITS["RLIMIT_FSIZE"]
 
 
 @frozen(kw_only=True)
@@ -28,7 +32,8 @@ class Bounds:
         memory: bytes, the sum of the processes' proportional set sizes.
         processes: how many, threads not counted.
         disk: bytes of the files that it wrote, as allocated, those without a name counted.
-        files: entries of the workspace, folders counted.
+        files: entries of the workspace, folders counted; and of each of its file systems in memory.
+        sockets: held open by all processes together.
         every_s: seconds between two looks.
         calm: a sandbox with more processes than this gets the lowest priority for all but its worker, so that a bomb slows
             itself and not its neighbours.
@@ -38,6 +43,7 @@ class Bounds:
     processes: int = 64
     disk: int = 512 << 20
     files: int = 20_000
+    sockets: int = 256
     every_s: float = 0.05
     calm: int = 6
 
@@ -86,25 +92,17 @@ class Watchdog:
         folders = [self.workspace, *self.worker.folders]
         counts = [usage(folder, self.bounds.files) for folder in folders]
         files = max(count for _, count in counts)
-        size = sum(size for size, _ in counts) + unnamed(members, {folder.stat().st_dev for folder in folders})
+        held, sockets = open_files(members, {folder.stat().st_dev for folder in folders})
+        size = sum(size for size, _ in counts) + held
         if files > self.bounds.files:
             return f"its workspace had more than {self.bounds.files} files"
+        if sockets > self.bounds.sockets:
+            return f"its processes held {sockets} sockets, more than {self.bounds.sockets}"
+        if any(entries(self.worker.root, place) > self.bounds.files for place in self.worker.in_memory):
+            return f"it made more than {self.bounds.files} files in memory"
         if size > self.bounds.disk:
             return f"its workspace held {size >> 20} MiB, more than {self.bounds.disk >> 20}"
         return ""
-
-
-def tree(root: int) -> list[int]:
-    """Process numbers of *root* and everything below it; those that end meanwhile may be missing."""
-    members, at = [root], 0
-    while at < len(members):
-        try:
-            for task in Path(f"/proc/{members[at]}/task").iterdir():
-                members += [int(number) for number in (task / "children").read_bytes().split()]
-        except (FileNotFoundError, ProcessLookupError):
-            pass  # ended since it was listed
-        at += 1
-    return members
 
 
 def demote(members: list[int]) -> None:
@@ -135,17 +133,28 @@ def proportional_size(number: int) -> int:
     return 0
 
 
-def unnamed(members: Iterable[int], devices: Set[int]) -> int:
-    """Allocated bytes on the devices of files that processes hold open and that have no name any more.
+def entries(root: int, place: str) -> int:
+    """How many files a file system in memory has that process *root* sees at *place*; 0 if it has ended."""
+    try:
+        about = os.statvfs(f"/proc/{root}/root/{place}")
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return about.f_files - about.f_ffree
+
+
+def open_files(members: Iterable[int], devices: Set[int]) -> tuple[int, int]:
+    """Allocated bytes on the devices of files that have no name any more but are held open or mapped, and open sockets.
 
     Raises:
         OSError: a process hides what it holds open.
     """
     found: dict[tuple[int, int], int] = {}
+    sockets = 0
     for member in members:
         try:
             with os.scandir(f"/proc/{member}/fd") as listing:
                 numbers = [entry.path for entry in listing]
+            maps = Path(f"/proc/{member}/maps").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue  # ended since it was listed
         for number in numbers:
@@ -153,9 +162,28 @@ def unnamed(members: Iterable[int], devices: Set[int]) -> int:
                 about = Path(number).stat()
             except (FileNotFoundError, ProcessLookupError):
                 continue
+            sockets += stat.S_ISSOCK(about.st_mode)
             if about.st_dev in devices and stat.S_ISREG(about.st_mode) and not about.st_nlink:
                 found[about.st_dev, about.st_ino] = about.st_blocks * 512
-    return sum(found.values())
+        for line in maps.splitlines():
+            if line.endswith(b" (deleted)"):
+                span, _, _, device, inode, _ = line.split(maxsplit=5)
+                major, minor = (int(part, 16) for part in device.split(b":"))
+                key = os.makedev(major, minor), int(inode)
+                if key[0] in devices and key not in found:
+                    found[key] = _mapped(member, span.decode())
+    return sum(found.values()), sockets
+
+
+def _mapped(member: int, span: str) -> int:
+    """Allocated bytes of the file that is mapped there; as many as a file may have where only root could look."""
+    begin, end = (int(part, 16) for part in span.split("-"))
+    try:
+        return Path(f"/proc/{member}/map_files/{begin:x}-{end:x}").stat().st_blocks * 512
+    except PermissionError:
+        return LARGEST_FILE
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
 
 
 def usage(folder: Path, most: int) -> tuple[int, int]:
@@ -169,9 +197,10 @@ def usage(folder: Path, most: int) -> tuple[int, int]:
                     files += 1
                     if files > most:
                         break
-                    size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                    with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+                        size += entry.stat(follow_symlinks=False).st_blocks * 512
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
         except FileNotFoundError:
             continue  # removed since it was listed
     return size, files

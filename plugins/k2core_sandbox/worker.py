@@ -53,7 +53,7 @@ class Cells:
         except KeyboardInterrupt:
             status, error = "interrupted", "KeyboardInterrupt"
         except SystemExit as wanted:
-            status, error = "exit", f"SystemExit: {wanted.code}"
+            status, error = "exit", self.described(wanted).rpartition("\n")[2]
         except BaseException as failure:  # a cell's own failure is its result
             status, error = "error", self.described(failure)
         return reply(number, status, value, error)
@@ -76,7 +76,8 @@ class Cells:
         import linecache
 
         for name, code in self.sources.items():
-            linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+            lines = [f"{line}\n" for line in code.split("\n")]  # as Python counts them: other line ends are none
+            linecache.cache[name] = (len(code), None, lines, name)
         self.sources.clear()
 
     def execute(self, code: str, name: str) -> str | None:

@@ -115,7 +115,16 @@ CASES = [
                 os.execv('/bin/sleep', ['sleep', MARK])
             return True
         in_child(twice)
-    """, ends=True, gap=DETACHED),
+    """, ends=True),
+    Case(54, "daemon that nobody watches", "Starts a program that leaves everything, and ends its interpreter.", """
+        def twice():
+            os.setsid()
+            if os.fork() == 0:
+                os.execv('/bin/sleep', ['sleep', MARK])
+            return True
+        in_child(twice)
+        os._exit(0)
+    """, gap=DETACHED),
     Case(54, "daemon without signals", "Starts a program that ignores every signal it may.", """
         import subprocess
         script = "trap '' HUP INT TERM QUIT PIPE; echo ready; sleep $1; true"
@@ -123,7 +132,7 @@ CASES = [
         daemon = subprocess.Popen(program, start_new_session=True, stdout=subprocess.PIPE)
         daemon.stdout.readline()  # before, a broken pipe would still end it
         None
-    """, ends=True, gap=DETACHED),
+    """, ends=True),
     Case(55, "helpers with more rights", "Looks whether programs can still give it another user's rights.", """
         in_child(lambda: libc.prctl(39, 0, 0, 0, 0) == 0)
     """, says=True),

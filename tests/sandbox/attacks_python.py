@@ -141,5 +141,16 @@ CASES = [
                 return repr(pickle.dumps(self))
         Reduces()
     """, unproven=NO_PICKLE),
+    Case(88, "functions of the host", "Calls what the host offers to WebAssembly with paths, and looks behind it.", """
+        from host import tools
+        for name in dir(tools):
+            for arguments in ({'text': SECRET}, {'path': SECRET}, {}):
+                try:
+                    print(name, getattr(tools, name)(**arguments))
+                except BaseException as error:
+                    print(error)
+        print(vars(tools.answer), getattr(tools.answer, '__globals__', {}))
+        tools.answer(text='x' * (3 << 20))
+    """, unproven="only WebAssembly has such functions"),
     Case(87, "value of surrogates", "Gives a value that is no Unicode.", "'\\udc80' * 3 + chr(0xD800)", unproven=NO_PICKLE),
 ]  # fmt: skip

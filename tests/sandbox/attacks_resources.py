@@ -42,14 +42,21 @@ CASES = [
     """, says=True),
     Case(95, "memory of forks", "Takes in many processes what one may not have.", """
         import time
+        (filled, fill), (go, let) = os.pipe(), os.pipe()
         children = []
         for _ in range(6):
             child = os.fork()
             if not child:
                 block = b'x' * (80 << 20)
-                time.sleep(0.6)
+                os.write(fill, b'x')
+                os.read(go, 1)
                 os._exit(0)
             children.append(child)
+        count = 0
+        while count < 6:
+            count += len(os.read(filled, 6))
+        time.sleep(0.3)
+        os.write(let, b'x' * 6)
         all([os.waitpid(child, 0)[1] == 0 for child in children])
     """, says=True),
     Case(96, "forks", "Has more processes than its limit.", """
@@ -132,6 +139,37 @@ CASES = [
             file.close()
         True
     """, says=True),
+    Case(100, "disk without descriptors", "Fills the disk with files that have nothing but mappings.", """
+        import time
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        kept = []
+        for number in range(4):
+            with open('filler', 'wb+') as file:
+                file.write(bytes(30 << 20))
+                file.flush()
+                kept.append(libc.mmap(None, 4096, 1, 1, file.fileno(), 0))
+            os.unlink('filler')
+        time.sleep(0.4)
+        for place in kept:
+            libc.munmap(place, 4096)
+        True
+    """, says=True),
+    Case(100, "disk in flight", "Fills the disk with files that only a message between sockets holds.", """
+        import socket, time
+        left, right = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        for number in range(4):
+            with open('filler', 'wb') as file:
+                file.write(bytes(30 << 20))
+                file.flush()
+                socket.send_fds(left, [b'x'], [file.fileno()])
+            os.unlink('filler')
+        time.sleep(0.4)
+        left.close()
+        right.close()
+        True
+    """, says=True),
     Case(100, "one large file", "Writes one file beyond its limit.", """
         import signal
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -145,6 +183,34 @@ CASES = [
             open(f'many/{number}', 'w').close()
         time.sleep(0.3)
         True
+    """, says=True),
+    Case(101, "inodes in memory", "Makes more files than it may have in a file system in memory.", """
+        import tempfile, time
+        with tempfile.TemporaryDirectory(dir='/tmp') as folder:
+            for number in range(2500):
+                open(f'{folder}/{number}', 'w').close()
+            time.sleep(0.4)
+        True
+    """, says=True),
+    Case(94, "memory of the kernel", "Fills the buffers of many sockets, which are in no process's memory.", """
+        import socket, time
+        kept = []
+        for _ in range(60):
+            for end in socket.socketpair():
+                kept.append(end)
+                end.setblocking(False)
+        children = []
+        for _ in range(3):
+            child = os.fork()
+            if not child:
+                own = [end for _ in range(40) for end in socket.socketpair()]
+                time.sleep(0.8)
+                os._exit(0)
+            children.append(child)
+        finished = all([os.waitpid(child, 0)[1] == 0 for child in children])
+        for end in kept:
+            end.close()
+        finished
     """, says=True),
     Case(102, "flood of output", "Prints without end, no newline, no UTF-8.", """
         while True:

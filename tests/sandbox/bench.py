@@ -22,7 +22,7 @@ from typing import Literal
 import msgspec
 from attrs import asdict, frozen
 from sandbox.cases import HELPERS, Case
-from sandbox.control import Uncontrolled, alive
+from sandbox.control import Uncontrolled
 from sandbox.corpus import CASES
 from sandbox.outside import Outside
 
@@ -32,7 +32,8 @@ from k2core_sandbox.beneath import Workspace
 from k2core_sandbox.interpreters import ARTEFACT_LIMIT
 from k2core_sandbox.paths import Interpreter, packages
 from k2core_sandbox.process import Cell, Worker
-from k2core_sandbox.watchdog import Bounds, Watchdog, tree
+from k2core_sandbox.processes import alive, tree
+from k2core_sandbox.watchdog import Bounds, Watchdog
 
 Setup = Literal["strong", "wasm", "reduced", "plain", "rooted"]
 LEVELS = {"strong": levels.strong, "wasm": levels.in_wasm, "reduced": levels.reduced}

@@ -17,8 +17,8 @@ from sandbox.victim import dropped
 
 from k2core_sandbox import launcher
 from k2core_sandbox.process import Worker
+from k2core_sandbox.processes import alive, tree
 from k2core_sandbox.program import WORKER
-from k2core_sandbox.watchdog import tree
 
 # the worker sets its own limits; here it cannot
 UNLIMITED = "import resource, runpy; resource.setrlimit = lambda *_: None; runpy.run_path({worker!r}, run_name='__main__')"
@@ -95,11 +95,3 @@ class Uncontrolled:
             if alive(number):
                 os.kill(number, signal.SIGKILL)
         self.worker.close()
-
-
-def alive(number: int) -> bool:
-    """Whether the process runs."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

@@ -23,5 +23,4 @@ GROUPS = {
 CASES: dict[str, Case] = {case.key: case for group in GROUPS.values() for case in group}
 ELSEWHERE = {
     21: "a race of the host's reader, in test_artefacts.py",
-    88: "not applicable: no WebAssembly runtime is among the levels, so there is no JavaScript to reach",
 }

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from k2core_sandbox.process import Worker
+from k2core_sandbox.processes import tree
 from k2core_sandbox.self_test import places
-from k2core_sandbox.watchdog import tree
 
 DAEMON = """
 import os, time

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from kimi.vocabularies import small
 from sandbox.corpus import CASES
 
+from k2core.errors import InputError
 from k2core.interfaces import ToolContext
 from k2core.messages import Message, ToolCall
 from k2core_kimi.chat_format import KimiChatFormat
@@ -47,7 +48,7 @@ def test_a_function_of_an_earlier_cell_shows_its_source(worker: Worker) -> None:
     """`inspect` finds the lines of cells that ran before it was imported."""
     worker.run("def half(n):\n    return n / 2", timeout_s=10)
     worker.run("import inspect", timeout_s=10)
-    assert worker.run("print(inspect.getsource(half))", timeout_s=10).output == "def half(n):\n    return n / 2\n"
+    assert worker.run("print(inspect.getsource(half))", timeout_s=10).output == "def half(n):\n    return n / 2\n\n"
 
 
 def test_no_terminal_sequence_reaches_a_terminal(worker: Worker) -> None:
@@ -96,13 +97,21 @@ def test_a_model_has_no_way_to_ask_for_less(strong: None, tmp_path: Path, name: 
     assert ToolContext().sandbox == "strong"
 
 
-def test_what_the_inside_writes_does_not_weaken_the_level(worker: Worker, workspace: tuple[Path, Path]) -> None:
-    """After a cell wrote caches and configuration wherever it could, a fresh look at the machine and the kept one agree."""
+def test_a_kept_level_of_another_name_is_not_believed(strong: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the cache cannot turn 'strong' into something else, and only what held is kept."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     before = level()
-    worker.run(
-        "import os\nos.makedirs('.cache/k2core', exist_ok=True)\n"
-        "open('.cache/k2core/sandbox-strong-0.json', 'w').write('{\"name\": \"strong\"}')",
-        timeout_s=10,
-    )
-    assert (workspace[0] / ".cache" / "k2core" / "sandbox-strong-0.json").exists()
-    assert level() == before == level(fresh=True)
+    (kept,) = (tmp_path / "k2core").glob("sandbox-strong-*.json")
+    kept.write_text('{"name": "reduced", "why": "because", "checks": {}}')
+    assert level() == before
+    kept.write_text("{")
+    assert level() == before
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "XDG_DATA_HOME"])
+def test_a_workspace_does_not_hold_our_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """Code in the sandbox could change the kept level, compiled modules or the journal there."""
+    monkeypatch.setenv(variable, str(tmp_path / "home" / "share"))
+    (tmp_path / "home").mkdir()
+    with pytest.raises(InputError, match="k2core's own folder"):
+        tools._prepared(tmp_path / "home")

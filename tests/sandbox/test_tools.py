@@ -236,9 +236,42 @@ def test_tests_are_run_inside_and_told_as_data(context):
     assert "failed test_sums.py::test_bad: assert (1 + 1) == 3" in output.text
     assert output.details["counts"] == {"passed": 1, "failed": 1, "error": 0, "skipped": 0}
     assert "1 error" in run().text and "nothing_of_that_name" in run().text
+    many = "import pytest\n\n@pytest.mark.parametrize('n', range(500))\ndef test_n(n):\n    assert n != 499, '\\x1b[2J'\n"
+    write(path="test_many.py", content=many)
+    output = run(path="test_many.py")
+    assert output.text.splitlines()[0] == "499 passed, 1 failed" and "test_n[499]" in output.text and "\x1b" not in output.text
+    assert "file or directory not found" in run(path="test_sum.py").text
     for path in ("-p", "/", "../x"):
         with pytest.raises(ToolError, match="within the workspace"):
             run(path=path)
+
+
+def test_no_part_of_a_failed_cell_holds_terminal_sequences(cells):
+    """Neither the first line, which quotes the error, nor the traceback."""
+    for code in ("raise Exception('last\\x1b[2J')", "raise SystemExit('\\x1b[2J')"):
+        output = cells.run(code)
+        assert not output.ok and "\x1b" not in output.text
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.005, 0.05])
+def test_ending_the_session_while_an_interpreter_starts_does_not_wait_for_its_cell(cells, wait_s):
+    """Whenever the end comes, also between the start and the cell, it does not wait for a cell of 15 seconds."""
+    failures = []
+
+    def work():
+        try:
+            cells.run("import time; time.sleep(15)")
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    time.sleep(wait_s)
+    started = time.monotonic()
+    cells.interpreters.close()
+    assert time.monotonic() - started < 5
+    thread.join(timeout=10)
+    assert not thread.is_alive()
 
 
 def turn(name: str, index: int, /, **arguments: object) -> Message:
