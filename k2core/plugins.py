@@ -1,6 +1,7 @@
 """Find plugins, keep what fails apart, and offer what the others registered.
 
-Every entry point of the group ``k2core`` is loaded and registered on its own, in name order. Whatever one of them does wrong
+Every entry point of the group ``k2core`` is loaded and registered on its own, ours first, the others in name order, so that a
+stranger who repeats a name of ours is the one that fails. Whatever one of them does wrong
 (fails on import, misspells a hook, registers nonsense, repeats a name) ends as a `PluginReport` with the reason; all that
 plugin's registrations are dropped, and everything else works.
 """
@@ -19,6 +20,7 @@ from k2core.registration import FLAGS, KINDS, Entry, described, registrar
 from k2core.toolmaking import check_tool
 
 GROUP = "k2core"
+DISTRIBUTION = "k2core"
 
 
 @frozen(kw_only=True)
@@ -53,7 +55,7 @@ class Plugins:
 
     @classmethod
     def discover(cls, *, disabled: Iterable[str] = (), points: Iterable[EntryPoint] | None = None) -> "Plugins":
-        """Load every entry point of the group, in name order.
+        """Load every entry point of the group, those of our own distribution first, the others in name order.
 
         Args:
             disabled: names of plugins to leave out.
@@ -61,7 +63,8 @@ class Plugins:
         """
         plugins = cls()
         off = set(disabled)
-        found = sorted(entry_points(group=GROUP) if points is None else points, key=lambda point: (point.name, point.value))
+        every = entry_points(group=GROUP) if points is None else points
+        found = sorted(every, key=lambda point: (not _is_ours(point), point.name, point.value))
         for point in found:
             origin = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
             if point.name in off:
@@ -194,6 +197,10 @@ class Plugins:
                 if implementation.plugin is plugin:
                     implementation.function(registrar(caller.name, name, collected))
         return collected
+
+
+def _is_ours(point: EntryPoint) -> bool:
+    return point.dist is not None and point.dist.name == DISTRIBUTION
 
 
 def _make_tool(entry: Entry, context: ToolContext) -> Tool:

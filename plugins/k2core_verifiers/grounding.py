@@ -20,7 +20,7 @@ from k2core.interfaces import Answer, Finding, Trajectory, Verdict
 from k2core_verifiers.common_words import MONTHS
 from k2core_verifiers.equations import Equation, find_equations
 from k2core_verifiers.names import Name, find_names, is_english, is_near_miss
-from k2core_verifiers.quantities import Number, find_number_words, find_numbers
+from k2core_verifiers.quantities import CONVERSIONS, Number, find_number_words, find_numbers
 from k2core_verifiers.sources import Source, events_with_name, events_with_number, is_in_a_result, sources_of
 
 _LIST_MARK = re.compile(r"(?m)^\s*\(?\d{1,2}[.)](?=\s)")
@@ -28,7 +28,6 @@ _CALL_MARK = re.compile(r"\b(?:calls?|call numbers?|evidence)\s*:?\s*\[?#?\d+(?:
 _STATED_WORD = re.compile(r"\b(?:is|are|was|were|equals|=)\s+$", re.I)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n")
 _DECLINES = re.compile(r"\b(?:could ?n[o'’]t|can ?no?['’]?t|unable|not able)\b", re.I)
-_CONVERSIONS = frozenset(Fraction(value) for value in (0, 1, 2, 4, 7, 10, 12, 24, 60, 100, 365, 1000, 3600, 1000000))
 
 
 @frozen(kw_only=True)
@@ -82,7 +81,7 @@ class GroundingVerifier:
         for number in _numbers(text, calls):
             events = events_with_number(number, own) or derived.get(number.value, ())
             is_found = bool(events) or number.value in derived or _is_inside(number, splits)
-            is_found = is_found or (number.value in _CONVERSIONS and _is_inside(number, holding))
+            is_found = is_found or (number.value in CONVERSIONS and _is_inside(number, holding))
             is_elsewhere = bool(cited and events_with_number(number, sources))
             hint = f"number {number.text} is {_place(cited if is_elsewhere else ())}"
             findings.append(self._finding(f"number {number.text}", is_found, hint, events, claim))
@@ -186,7 +185,7 @@ def _derived(equations: list[Equation], sources: list[Source]) -> tuple[dict[Fra
         operands = find_numbers(equation.expression)
         for operand in operands:
             found = events_with_number(operand, sources)
-            if not found and operand.value not in derived and operand.value not in _CONVERSIONS:
+            if not found and operand.value not in derived and operand.value not in CONVERSIONS:
                 break
             events.update(found or derived.get(operand.value, ()))
         else:

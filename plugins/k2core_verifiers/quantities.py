@@ -34,6 +34,9 @@ _WORD = re.compile(r"\b(?:" + "|".join(sorted(WORDS, key=len, reverse=True)) + r
 _FRACTION = re.compile(r"(?<![\w./])(\d{1,400})/(\d{1,400})(?![\w/])")
 
 
+CONVERSIONS = frozenset(Fraction(value) for value in (0, 1, 2, 4, 7, 10, 12, 24, 60, 100, 365, 1000, 3600, 1000000))
+
+
 @frozen(kw_only=True)
 class Number:
     """A number as it stands in a text.

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from k2core.interfaces import Observation, Trajectory
 from k2core.tools import CONTROL_NAMES
 from k2core_verifiers.names import Name, is_named, normalise
-from k2core_verifiers.quantities import Number, is_among, values_in
+from k2core_verifiers.quantities import CONVERSIONS, Number, is_among, values_in
 
 
 @frozen(kw_only=True)
@@ -37,14 +37,27 @@ class Source:
 def sources_of(trajectory: Trajectory) -> list[Source]:
     """The question first, then the calls that succeeded, in order.
 
-    Failed calls ground nothing, and control tools neither: what the model itself wrote is no evidence.
+    Failed calls ground nothing, and control tools neither: what the model itself wrote is no evidence. Nor does a call that
+    computes with a number which nothing but an error message gave (``not JSON: … column 214``).
     """
     sources = [_source(trajectory.question_event, None, trajectory.question)]
+    in_errors: set[Fraction] = set()
     for one in trajectory.observations:
-        if one.ok and not one.text.startswith("error: ") and one.tool not in CONTROL_NAMES:
-            source = _source(one.event, one.index, f"{one.tool}\n{_argument_texts(one)}\n{one.text}")
-            sources.append(evolve(source, results=_analysed(one.text)[1]))
+        if one.tool in CONTROL_NAMES:
+            continue
+        if not one.ok or one.text.startswith("error: "):
+            in_errors |= _analysed(one.text)[1]
+            continue
+        arguments = _argument_texts(one)
+        if any(value in in_errors - CONVERSIONS and not _is_known(value, sources) for value in _analysed(arguments)[1]):
+            continue
+        source = _source(one.event, one.index, f"{one.tool}\n{arguments}\n{one.text}")
+        sources.append(evolve(source, results=_analysed(one.text)[1]))
     return sources
+
+
+def _is_known(value: Fraction, sources: Iterable[Source]) -> bool:
+    return any(value in source.values for source in sources)
 
 
 def events_with_number(number: Number, sources: Iterable[Source]) -> tuple[int, ...]:

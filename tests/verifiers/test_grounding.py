@@ -229,3 +229,21 @@ def test_an_ordinary_answer_takes_a_few_milliseconds() -> None:
         verifier.verify(answer_of(one), trajectory)
         seconds.append(time.perf_counter() - started)
     assert statistics.median(seconds) < 0.005
+
+
+@pytest.mark.parametrize(("question", "error", "is_grounded"), [
+    ("What is 2 plus 2?", "error: not JSON: expected a value at column 214", False),
+    ("What is 214 plus 0?", "error: not JSON: expected a value at column 214", True),
+    ("What is 2 plus 2?", "error: timed out after 10 s", True),
+])  # fmt: skip
+def test_a_number_that_only_an_error_gave_grounds_nothing(question: str, error: str, is_grounded: bool) -> None:
+    """A call that computes with such a number is no evidence; conversions such as 10 and what the question has stay."""
+    operand = error.split()[-1] if "column" in error else "10"
+    arguments = json.dumps({"expression": f"1*{operand}"})
+    calls = (
+        Observation(event=7, index=0, tool="calculator", arguments="{", text=error, ok=False),
+        Observation(event=9, index=1, tool="calculator", arguments=arguments, text=operand, ok=True),
+    )
+    trajectory = Trajectory(question=question, question_event=1, observations=calls)
+    claim = Claim(text=f"1*{operand} = {operand}", evidence=(1,))
+    assert judge(f"The answer is {operand}.", trajectory, claim).accepted == is_grounded
