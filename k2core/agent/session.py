@@ -183,8 +183,14 @@ def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = 
 
 
 def of_folder(folder: Path) -> dict[str, Any]:
-    """The options of a checkpoint folder that nobody registered: it speaks the family's language."""
-    return {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi", "profile": None}
+    """The options of a checkpoint folder that nobody registered: it speaks the family's language, its profile is its own.
+
+    Raises:
+        CheckpointError: its profile cannot be read.
+    """
+    from k2core.model.profile import read_profile
+
+    return {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi", "profile": read_profile(folder)}
 
 
 def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress: Progress | None) -> ChatModel:

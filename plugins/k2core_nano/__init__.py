@@ -11,21 +11,18 @@ from k2core import hookimpl
 from k2core.interfaces import ModelProfile
 
 WEIGHTS = Path(__file__).parent / "weights"
+PROFILE = ModelProfile(
+    context=2048,
+    system="You are k2core nano. Think, call tools, check what comes back, answer with evidence.",
+    temperature=0.0,
+    description="embedded K2-architecture model: arithmetic and look-ups, with checks",
+)
 
 
 @hookimpl
 def register_models(register: Any) -> None:
     """Register ``nano``."""
-    register(
-        "nano",
-        checkpoint=WEIGHTS,
-        profile=ModelProfile(
-            context=2048,
-            system="You are k2core nano. Think, call tools, check what comes back, answer with evidence.",
-            temperature=0.0,
-            description="embedded K2-architecture model: arithmetic and look-ups, with checks",
-        ),
-    )
+    register("nano", checkpoint=WEIGHTS, profile=PROFILE)
 
 
 @hookimpl

@@ -17,12 +17,13 @@ from k2core.agent.loop import Agent
 from k2core.agent.session import Choice, session_tools
 from k2core.interfaces import Finding, ModelProfile, Verdict
 from k2core.messages import Message, ToolCall
+from k2core.model.profile import read_profile
 from k2core.plugins import Plugins
 from k2core.testing.models import ScriptedModel
 from k2core.tools import Registry
 from k2core_kimi.chat_format import KimiChatFormat
 from k2core_kimi.tokenizer import KimiTokenizer
-from k2core_nano import WEIGHTS
+from k2core_nano import PROFILE, WEIGHTS
 from k2core_nano.evaluation import in_world
 from k2core_nano.train.mix import question
 from k2core_nano.train.questions import Question, Turn, solved
@@ -67,6 +68,11 @@ def test_the_registered_model_carries_the_frozen_system_text_and_window(plugins:
     assert (window.HIDE_AT, window.HIDE_UNTIL) == (SPEC["window"]["hide_at"], SPEC["window"]["hide_until"])
     assert projection.HIDDEN == SPEC["results"]["hidden"]
     assert SPEC["limits"]["rejections"] == REVISIONS
+
+
+def test_the_shipped_folder_carries_the_registered_profile() -> None:
+    """So that the same weights under a path are used as under their name."""
+    assert read_profile(WEIGHTS) == PROFILE
 
 
 def test_verdicts_have_the_frozen_form() -> None:
