@@ -45,8 +45,12 @@ def parse(app: App, file: str | None, model: str | None, as_json: bool) -> None:
 
 def _convert(app: App, verb: str, file: str | None, model: str | None) -> None:
     from k2core.cli.language import chat_format_of, read_json, tokenizer_of, wire_of
+    from k2core.errors import InputError, TokenizerError
 
     data: Any = read_json(file)
     name, plugins = app.settings(model=model)["model"], app.plugins()
     spoken = chat_format_of(plugins, name, tokenizer_of(plugins, name))
-    emit(getattr(wire_of(spoken), verb)(spoken, data))
+    try:
+        emit(getattr(wire_of(spoken), verb)(spoken, data))
+    except TokenizerError as error:  # of ids that were given, not of the vocabulary
+        raise InputError(str(error)) from error

@@ -22,6 +22,9 @@ def report(error: BaseException, *, as_json: bool) -> int:
         # whoever read our output has left; the interpreter must not fail once more when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
+        click.echo(error.format_message(), err=True)  # the help, as it is laid out
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt | click.Abort):
         line, kind, code = "interrupted", "Interrupted", INTERRUPTED
     elif isinstance(error, click.ClickException):

@@ -19,7 +19,8 @@ def run(ctx: click.Context, app: App, /, question: tuple[str, ...], as_json: boo
     """Answer one QUESTION; with - it is read from standard input.
 
     The answer goes to stdout; thinking, calls, the verdict and the cost go to stderr. Exit codes: 0 answered, 2 usage,
-    3 a budget ended it with a partial answer, 4 not verified, 5 no model or backend, 1 other failures, 130 Ctrl-C.
+    3 a budget ended it with a partial answer, 4 not verified, 5 no model or backend, 6 declined, 1 other failures,
+    130 Ctrl-C.
     """
     text = question_text(question)
     settings = app.settings(**flags)

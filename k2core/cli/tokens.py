@@ -41,7 +41,7 @@ def decode(app: App, ids: tuple[str, ...], control: bool, model: str | None, as_
     "utf8" is whether their bytes are UTF-8; what is not becomes U+FFFD.
     """
     from k2core.cli.language import tokenizer_of, wire_of
-    from k2core.errors import InputError
+    from k2core.errors import InputError, TokenizerError
 
     words = " ".join(ids) if ids and ids != ("-",) else read_stdin("token ids")
     words = words.translate(str.maketrans(",[]", "   "))
@@ -49,4 +49,7 @@ def decode(app: App, ids: tuple[str, ...], control: bool, model: str | None, as_
         if not (word.isascii() and word.isdigit()):
             raise InputError(f"'{word}' is not a token id. Give whole numbers from 0 on.")
     tokenizer = tokenizer_of(app.plugins(), app.settings(model=model)["model"])
-    emit(wire_of(tokenizer).decode(tokenizer, [int(word) for word in words.split()], control))
+    try:
+        emit(wire_of(tokenizer).decode(tokenizer, [int(word) for word in words.split()], control))
+    except TokenizerError as error:  # of ids that were given, not of the vocabulary
+        raise InputError(str(error)) from error

@@ -11,7 +11,7 @@ from attrs import evolve
 from k2core.cli.app import App, Nouns
 from k2core.cli.output import emit, json_option, print_table, print_text
 from k2core.cli.streams import strangers_code
-from k2core.cli.text import fault_of, to_json
+from k2core.cli.text import fault_of, one_line, to_json
 
 if TYPE_CHECKING:
     from k2core.registration import Entry
@@ -128,8 +128,8 @@ def call(
         one, _ = _tool(app, name, {"docs": docs, "workspace": workspace, "sandbox": sandbox}, closing)
         registry = Registry.of([one])
         result = asyncio.run(registry.call(ToolCall(id=f"functions.{name}:0", name=name, arguments=arguments)))
-    app.caught.log()
     if as_json:
+        app.caught.log()
         emit(
             {
                 "name": name,
@@ -141,6 +141,10 @@ def call(
             }
         )
     else:
+        if lines := app.caught.take():
+            from k2core.cli.screen import stderr_screen
+
+            stderr_screen().block("printed", [("\n".join(one_line(line, 200) for line in lines), "dim")], "dim")
         print_text(result.text)
     ctx.exit(0 if result.ok else 1)
 

@@ -125,10 +125,11 @@ def test_a_backend_whose_probe_raises_is_shown_as_failed(k2: K2) -> None:
     ],
 )
 def test_tools_are_called_as_a_model_would(arguments: str, code: int, result: str, k2: K2) -> None:
-    """k2 tools call validates and bounds like the agent does; stdout is the result alone."""
+    """k2 tools call validates and bounds like the agent does; stdout is the result alone, what it prints is on stderr."""
     plain, as_json = k2("tools", "call", "multiply", arguments), k2("tools", "call", "multiply", arguments, "--json").json()
 
-    assert plain.code == code and plain.out.startswith(result) and plain.err == ""
+    assert plain.code == code and plain.out.startswith(result)
+    assert plain.err == ("printed    a tool that prints\n" if code == 0 else "")
     assert as_json["ok"] is (code == 0) and as_json["result"].startswith(result)
 
 
@@ -438,7 +439,15 @@ def test_wrong_token_ids_are_one_line(arguments: list[str], words: str, k2: K2, 
     """What is no id, or no id of this vocabulary, is named."""
     done = k2("tokens", *arguments, "-m", str(assets / "kimi"))
 
-    assert done.code in (2, 5) and words in done.err and done.err.count("\n") == 1
+    assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["tokens"], ["format"]])
+def test_without_a_command_the_help_is_shown_as_it_is_laid_out(arguments: list[str], k2: K2) -> None:
+    """Whoever types a noun alone that lists nothing sees its commands, a line each."""
+    done = k2(*arguments)
+
+    assert done.code == 2 and done.out == "" and "\nCommands:\n" in done.err
 
 
 @pytest.mark.parametrize(

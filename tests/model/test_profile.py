@@ -33,5 +33,5 @@ def test_a_folder_without_one_has_none(tmp_path: Path) -> None:
 def test_a_malformed_one_is_one_clear_line(tmp_path: Path, content: str) -> None:
     """The line names the file and what is wrong."""
     (tmp_path / NAME).write_text(content)
-    with pytest.raises(CheckpointError, match="k2core.json"):
+    with pytest.raises(CheckpointError, match=NAME):
         read_profile(tmp_path)
