@@ -19,8 +19,7 @@ from k2core.interfaces import Tool, ToolContext, Verifier
 from k2core.registration import FLAGS, KINDS, Entry, described, registrar
 from k2core.toolmaking import check_tool
 
-GROUP = "k2core"
-DISTRIBUTION = "k2core"
+GROUP = "k2core"  # of entry points; our distribution has the same name
 
 
 @frozen(kw_only=True)
@@ -64,7 +63,7 @@ class Plugins:
         plugins = cls()
         off = set(disabled)
         every = entry_points(group=GROUP) if points is None else points
-        found = sorted(every, key=lambda point: (not _is_ours(point), point.name, point.value))
+        found = sorted(every, key=lambda point: (getattr(point.dist, "name", "") != GROUP, point.name, point.value))
         for point in found:
             origin = f"{point.dist.name} {point.dist.version}" if point.dist is not None else point.value
             if point.name in off:
@@ -197,10 +196,6 @@ class Plugins:
                 if implementation.plugin is plugin:
                     implementation.function(registrar(caller.name, name, collected))
         return collected
-
-
-def _is_ours(point: EntryPoint) -> bool:
-    return point.dist is not None and point.dist.name == DISTRIBUTION
 
 
 def _make_tool(entry: Entry, context: ToolContext) -> Tool:
