@@ -17,6 +17,7 @@ import signal
 import sys
 import threading
 import warnings
+from typing import Any
 
 DEATH_SIGNAL = 1  # of prctl: what we get when the thread that started us ends
 MEMORY = 768 << 20  # bytes of the inside
@@ -65,6 +66,9 @@ def main() -> None:
         resource.setrlimit(limit, (value, value))
     requests, replies = int(sys.argv[2]), int(sys.argv[3])
     source = os.read(specification["worker"], 1 << 20).decode()
+    worker: dict[str, Any] = {"__name__": "worker"}  # its frames are ours
+    exec(compile(source, "worker.py", "exec"), worker)
+    read_exactly, send, reply = worker["read_exactly"], worker["send"], worker["reply"]
     stop = threading.Event()
     running = False
 
@@ -90,38 +94,15 @@ def main() -> None:
         done = session.run(CELL.format(number=number, code=code), cancel=stop)
         running = False
         with contextlib.suppress(BrokenPipeError):
-            send_all(1, done.stdout + done.stderr)
+            sys.stdout.buffer.write(done.stdout + done.stderr)
+            sys.stdout.flush()
         if done.trapped is None and said and session.ended is None:
             send(replies, said[0].encode("utf-8", "replace"))
             continue
-        why = {"cancelled": "interrupted: at this level that ends the interpreter"}.get(
-            done.trapped or "", done.trapped or "the interpreter ended"
-        )
-        send(replies, json.dumps({"cell": number, "status": "exit", "value": None, "error": why}).encode())
+        why = done.trapped or "the interpreter ended"
+        why = "interrupted: at this level that ends the interpreter" if why == "cancelled" else why
+        send(replies, reply(number, "exit", None, why))
         os._exit(0)
-
-
-def read_exactly(descriptor: int, size: int) -> bytes:
-    """Exactly *size* bytes; fewer at the end of the pipe."""
-    data = b""
-    while len(data) < size:
-        more = os.read(descriptor, size - len(data))
-        if not more:
-            break
-        data += more
-    return data
-
-
-def send(descriptor: int, body: bytes) -> None:
-    """Write one frame."""
-    send_all(descriptor, len(body).to_bytes(4, "big") + body)
-
-
-def send_all(descriptor: int, data: bytes) -> None:
-    """Write all bytes."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 if __name__ == "__main__":
