@@ -56,6 +56,11 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
                     emit({"error": str(error), "kind": type(error).__name__, "run": full})
                 print_error(str(error))
                 continue
+            except KeyboardInterrupt:
+                if not interactive:
+                    raise
+                click.echo("\nCtrl-D or /exit leaves.", err=True)
+                continue
             if line is None:
                 break
             if line in ("/exit", "/quit"):

@@ -334,3 +334,37 @@ def test_chat_on_a_terminal_prompts(environment: Mapping[str, str]) -> None:
     seen = on_a_terminal(environment, "chat", "-m", "words", typed=b"hello\n/nope\n/exit\n")
 
     assert "> " in seen and "Plain words." in seen and "no command '/nope'" in seen and "k2 runs show " in seen
+
+
+def test_ctrl_c_at_an_idle_prompt_does_not_leave_the_chat(environment: Mapping[str, str]) -> None:
+    """It clears the line and tells how to leave; the next question is answered."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job inherits SIGINT as ignored, and passes it on
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "k2core.cli", "chat", "-m", "words"]
+    environment = {**environment, "TERM": "xterm-256color"}
+    process = subprocess.Popen(
+        command, stdin=slave, stdout=slave, stderr=slave, env=environment, start_new_session=True
+    )  # fmt: skip
+    os.close(slave)
+    seen = b""
+
+    def until(words: bytes) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + 60
+        while words not in seen:
+            assert time.monotonic() < deadline, seen
+            if select.select([master], [], [], 0.2)[0]:
+                seen += os.read(master, 65536)
+        seen = seen.partition(words)[2]
+
+    until(b"> ")
+    time.sleep(0.3)  # until it listens
+    process.send_signal(signal.SIGINT)
+    until(b"/exit leaves")
+    until(b"> ")
+    os.write(master, b"hello\n")
+    until(b"Plain words.")
+    os.write(master, b"/exit\n")
+    until(b"k2 runs show ")
+    assert process.wait(timeout=20) == 0
+    os.close(master)
