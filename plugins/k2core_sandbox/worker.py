@@ -149,6 +149,9 @@ def main() -> None:
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, errors="backslashreplace")
     cells = Cells()
+    inside = type(sys)("__main__")  # so that what cells define is found there: by pickle, by type hints
+    inside.__dict__.update(cells.namespace)
+    cells.namespace, sys.modules["__main__"] = inside.__dict__, inside
     _signal.signal(_signal.SIGINT, cells.interrupted)
     send(replies, reply(0, "ok", sys.version.split()[0], None))
     number = 0

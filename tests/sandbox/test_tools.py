@@ -77,6 +77,13 @@ def test_variables_stay_and_the_last_value_is_shown(cells):
     assert cells.run("pass").text == "[no output]"
 
 
+def test_what_cells_define_is_their_main_module(cells):
+    """Classes of a cell can be pickled, and hints that name them resolved."""
+    cells.run("import pickle, typing\nclass Box:\n    next: 'Box'\n    side = 3")
+    assert cells.run("pickle.loads(pickle.dumps(Box())).side").text == "3"
+    assert cells.run("typing.get_type_hints(Box)['next'] is Box").text == "True"
+
+
 def test_an_error_shows_the_cells_own_frames(cells):
     """A failing cell is not ok, begins with an error line, and names its line; the state stays."""
     cells.run("def half(n):\n    return 1 / n\nkept = 1")
