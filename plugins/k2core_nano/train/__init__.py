@@ -19,6 +19,8 @@
        python -m k2core_nano.train.probe --checkpoint RUN/latest.pt
        python -m k2core_nano.train.trainer --out RUN --seconds 5400 --resume RUN/latest.pt
 
+   Without a checkpoint, ``--weights plugins/k2core_nano/weights`` goes on from the shipped weights with fresh optimisers.
+
 4. Export. To a Hugging Face folder with INT4 routed experts; the token ids are those of `tokenizer.CONTROL`. The folder is
    whole once the tokenizer's two files stand in it::
 

@@ -5,12 +5,15 @@ selection bias per MoE layer), adam and muon (optimiser states), family_smooth (
 too.
 """
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
 from attrs import asdict
 
 from k2core.errors import CheckpointError
+from k2core_nano.train.export import load_exported
 from k2core_nano.train.geometry import Geometry
 from k2core_nano.train.training import Trainer
 
@@ -30,6 +33,32 @@ def save(trainer: Trainer, path: Path) -> None:
     part = path.with_suffix(".part")
     torch.save(state, part)
     part.replace(path)
+
+
+def begin(trainer: Trainer, folder: Path) -> None:
+    """Begin with the weights of an exported model, in the main phase, with fresh optimisers and a budget of its own.
+
+    The counters go on from the folder's training.json, and ``began_from`` names the weights by their hash.
+
+    Raises:
+        CheckpointError: the folder is incomplete or holds a model of another size.
+    """
+    model = load_exported(folder)
+    if model.geometry != trainer.model.geometry:
+        raise CheckpointError(f"cannot begin with {folder}: it holds {model.geometry}, the model is {trainer.model.geometry}.")
+    exported = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, master in zip(trainer.names, trainer.masters, strict=True):
+            master.copy_(exported[name])
+        for layer, other in zip(trainer.model.moe_layers, model.moe_layers, strict=True):
+            layer.gate.e_score_correction_bias.copy_(other.gate.e_score_correction_bias)
+    past = json.loads((folder / "training.json").read_text())
+    c = trainer.counters
+    c.update(step=past["steps"], document_tokens=past["document_tokens"], prefix_tokens=past["prefix_tokens"])
+    c.update(seconds=past["seconds"], base_seconds=past["seconds"], base_tokens=past["document_tokens"])
+    c.update(phase="main", start_step=past["steps"])
+    c["began_from"] = "sha256:" + hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    trainer.set_weights()
 
 
 def load(trainer: Trainer, path: Path, *, restart_schedule: bool) -> None:

@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from k2core.errors import CheckpointError
+from k2core.model.profile import write_profile
+from k2core_nano import PROFILE
 from k2core_nano.train.geometry import Geometry
 from k2core_nano.train.model import NanoModel
 from k2core_nano.train.quantise import dequantise, pack, quantise, unpack
@@ -85,6 +87,7 @@ def export(
         "smoothed_loss": counters["smooth"],
         "family_losses": {name: round(value, 5) for name, value in sorted(state["family_smooth"].items())},
         "trained_rounded": counters["rounding"],
+        **({"began_from": counters["began_from"]} if "began_from" in counters else {}),
         "options": options,
         **(about or {}),
     }
@@ -97,6 +100,7 @@ def export(
         ("training.json", training),
     ):
         (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_profile(folder, PROFILE)
     save_file(wire_tensors(state["masters"], biases), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # save_file makes it readable to its owner only
 

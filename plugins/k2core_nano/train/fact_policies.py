@@ -116,7 +116,8 @@ def _several(family: str, attribute: str, asked: Sequence[str]) -> Policy:
 
 
 def _compare(attribute: str, asked: Sequence[str], less: bool) -> Policy:
-    think, side = f"Plan compare {attribute}. First {asked[0]}.", "smaller" if less else "larger"
+    side = "smaller" if less else "larger"
+    think = f"Plan compare {attribute}, want {side}. First {asked[0]}."
     found: list[Found] = []
     best = 0
     for place, entity in enumerate(asked):
@@ -127,7 +128,8 @@ def _compare(attribute: str, asked: Sequence[str], less: bool) -> Policy:
         if place == 0:
             think = f"{item.think} Have {item.value}. Next {asked[1]}."
             continue
-        expression = f"{found[best].value}-{item.value}"
+        first = found[best]
+        expression = f"{first.value}-{item.value}"
         step = Step(f"{item.think} Have {expression}. Compute.", "calculator", {"expression": expression}, 2)
         returned = yield from persist(step, expression)
         if isinstance(returned, Stopped):
@@ -135,11 +137,12 @@ def _compare(attribute: str, asked: Sequence[str], less: bool) -> Policy:
         negative = returned.text.startswith("-")
         if negative != less:
             best = place
-        verdict = f"Got {returned.text}: {'negative' if negative else 'positive'}, so {found[best].entity} is {side}."
-        think = verdict if place + 1 == len(asked) else f"{verdict} Have {found[best].value}. Next {asked[place + 1]}."
+        sign, of_first, of_second = ("negative", "smaller", "larger") if negative else ("positive", "larger", "smaller")
+        think = f"Got {returned.text}: {sign}: {first.entity} {of_first}, {item.entity} {of_second}."
+        think += f" Want {side}: {found[best].entity} {found[best].value}."
+        think += f" Next {asked[place + 1]}." if place + 1 < len(asked) else ""
     winner = found[best]
-    others = " and ".join(f"{item.value}{_tail(attribute)}" for item in found if item is not winner)
-    text = f"{winner.entity} has the {side} {attribute}: {winner.value}{_tail(attribute)} against {others}."
+    text = f"{winner.entity} has the {side} {attribute}: {winner.value}{_tail(attribute)}."  # the others' are in the claims
     return final(think, text, [item.claim() for item in found])
 
 

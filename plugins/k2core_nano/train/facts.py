@@ -74,7 +74,7 @@ def row(rng: random.Random, name: str, attribute: str) -> Fact:
     words = ATTRIBUTES[attribute]
     if attribute == "capital":
         value = (
-            names.invented(rng, False) if rng.random() < 0.9 else f"{names.invented(rng, False)} {names.invented(rng, False)}"
+            names.invented(rng, False) if rng.random() < 0.75 else f"{names.invented(rng, False)} {names.invented(rng, False)}"
         )
     elif attribute == "symbol":
         value = rng.choice("ABCDEFGHIKLMNOPRSTUVWXYZ") + (rng.choice("abcdefghiklmnorstuy") if rng.random() < 0.8 else "")
@@ -111,7 +111,7 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
     rows: list[Fact] = []
     while len(rows) < count:
         fresh = row(rng, entity(rng, kind, held_out), attribute)
-        if all(fresh.entity != other.entity and fresh.value != other.value for other in rows):
+        if all(fresh.entity.lower() != other.entity.lower() and fresh.value != other.value for other in rows):
             rows.append(fresh)
     if family == "difference":
         rows.sort(key=lambda fact: -evaluate(fact.value))
@@ -192,11 +192,11 @@ def _faults(rng: random.Random, family: str, count: int, lost: bool) -> tuple[st
 
 
 def _expected(family: str, rows: list[Fact], less: bool) -> tuple[str, ...]:
-    """What a right answer contains: the value, the result, or the winner and every value."""
+    """What a right answer contains: the value, the result, or the winner and its value."""
     values = [fact.value for fact in rows]
     if family == "fact":
         return (values[0],)
     if family in ("total", "difference"):
         return (render(evaluate(("+" if family == "total" else "-").join(values))),)
     place = sorted(range(len(values)), key=lambda item: evaluate(values[item]) * (1 if less else -1))[0]
-    return (rows[place].entity, *values)
+    return (rows[place].entity, values[place])

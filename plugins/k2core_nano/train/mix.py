@@ -10,7 +10,7 @@ from k2core_nano.train.questions import Question, solved
 _MIX = (
     ("plus", 6.0), ("minus", 6.0), ("times", 5.5), ("divide", 4.5), ("twostep", 4.5), ("percent", 3.0),
     ("area", 2.0), ("perimeter", 2.0), ("speed", 2.0), ("change", 2.5), ("average", 3.0),
-    ("fact", 10.0), ("total", 10.0), ("difference", 11.0), ("compare", 12.0),
+    ("fact", 10.0), ("total", 14.0), ("difference", 9.0), ("compare", 14.0),
     ("decline", 6.0), ("missing", 2.5), ("chat", 2.0), ("copy", 5.0),
 )  # fmt: skip
 _FAMILIES = tuple(family for family, _ in _MIX if family != "copy")

@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     add("--copy-mix-tokens", type=int, default=4_000_000, help="main-phase tokens over which that share falls to zero")
     add("--geometry", type=Path, help="config.json of another size of model (default: the embedded model's)")
     add("--resume", type=Path, help="checkpoint to continue from")
+    add("--weights", type=Path, help="exported folder to begin with instead of drawn weights, in the main phase")
     add("--restart-schedule", action="store_true", help="with --resume: budgets count from the checkpoint on")
     add("--log-every", type=float, default=15.0)
     add("--save-every", type=float, default=180.0)
@@ -82,7 +83,7 @@ def main(arguments: list[str] | None = None) -> str:
         "done" or "stopped".
 
     Raises:
-        CheckpointError: --resume names a checkpoint of a model of another size.
+        CheckpointError: --resume or --weights names a model of another size.
     """
     given = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(given)
@@ -122,6 +123,8 @@ def main(arguments: list[str] | None = None) -> str:
 
     signal.signal(signal.SIGTERM, request_stop)
     signal.signal(signal.SIGINT, request_stop)
+    if options.weights:
+        checkpoints.begin(trainer, options.weights)
     if options.resume:
         checkpoints.load(trainer, options.resume, restart_schedule=options.restart_schedule)
     if options.rank == 0:
