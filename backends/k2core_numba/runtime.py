@@ -1,8 +1,8 @@
 """Compiling the kernels once, keeping them in a folder of the user's cache, and the one lock around running them.
 
 Numba misses a change in a function that a cached one calls from another file, so the folder's name carries a hash over all
-kernel files, Numba's version and the CPU. Parallel regions of several Python threads at once abort the process under some of
-Numba's threading layers, so every kernel runs under `LOCK`. No process is ever forked.
+kernel files, Python's and Numba's versions and the CPU. Parallel regions of several Python threads at once abort the process
+under some of Numba's threading layers, so every kernel runs under `LOCK`. No process is ever forked.
 """
 
 import hashlib
@@ -40,15 +40,17 @@ def portable() -> bool:
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept; a change of any kernel file, of their place, of Numba or of the CPU gives another."""
+    """Where compiled kernels are kept; another Python, Numba or CPU, and kernel files at another place, of another content or
+    written at another time have another folder."""
     spec = importlib.util.find_spec("k2core_kernels")
     assert spec is not None and spec.submodule_search_locations  # installed with this package
-    # Numba files its cache by the path of the source too: two installations must not take each other's folder for complete
+    # Numba files its cache by Python's version and by path and time of the source too: a folder that is complete for one
+    # installation must not be taken for complete by another, which would compile without saying so
     place = Path(spec.submodule_search_locations[0], "numba").resolve()
     digest = hashlib.sha256(f"{place}\0".encode())
     for file in sorted(place.glob("*.py")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    digest.update(f"{numba.__version__} {binding.get_host_cpu_name()} {portable()} ".encode())
+        digest.update(f"{file.name}\0{file.stat().st_mtime_ns}\0".encode() + file.read_bytes() + b"\0")
+    digest.update(f"{sys.implementation.cache_tag} {numba.__version__} {binding.get_host_cpu_name()} {portable()} ".encode())
     digest.update(binding.get_host_cpu_features().flatten().encode())
     return Path(user_cache_dir("k2core", appauthor=False), f"numba-{digest.hexdigest()[:16]}")
 

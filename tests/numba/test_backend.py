@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -130,6 +132,25 @@ def test_a_second_process_starts_from_the_cache(folder):
     second = run(folder)
     assert second["said"] == []
     assert second["loaded"] < 10  # seconds; about 1 on an idle machine, 25 when it compiles
+
+
+def test_kernels_that_are_written_again_have_a_cache_folder_of_their_own(tmp_path):
+    """Numba would compile them again; the mark that a folder is complete must not hide that."""
+    import k2core_kernels
+
+    copy = tmp_path / "k2core_kernels"
+    shutil.copytree(Path(k2core_kernels.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from k2core_numba.runtime import cache_folder; print(cache_folder())"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+    def folder_now():
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    before = folder_now()
+    assert folder_now() == before
+    os.utime(copy / "numba" / "rms_norm.py", (1, 1))
+    assert folder_now() != before
 
 
 def test_threads_of_a_process_change_no_bit(folder):
