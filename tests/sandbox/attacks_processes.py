@@ -2,6 +2,14 @@
 
 from sandbox.cases import DETACHED, Case
 
+LEAVES = """
+def twice():
+    os.setsid()
+    if os.fork() == 0:
+        os.execv('/bin/sleep', ['sleep', MARK])
+    return True
+in_child(twice)
+"""
 CASES = [
     Case(41, "own environment", "Prints its environment.", """
         print(dict(os.environ))
@@ -108,23 +116,9 @@ CASES = [
         in_child(lambda: os.kill(-1, 9))
     """, ends=True, unproven="the control would kill every process of its user",
         strong_only="if it were not held, it would kill every process of its user"),
-    Case(54, "daemon", "Starts a program that leaves its parents and its session.", """
-        def twice():
-            os.setsid()
-            if os.fork() == 0:
-                os.execv('/bin/sleep', ['sleep', MARK])
-            return True
-        in_child(twice)
-    """, ends=True),
-    Case(54, "daemon that nobody watches", "Starts a program that leaves everything, and ends its interpreter.", """
-        def twice():
-            os.setsid()
-            if os.fork() == 0:
-                os.execv('/bin/sleep', ['sleep', MARK])
-            return True
-        in_child(twice)
-        os._exit(0)
-    """, gap=DETACHED),
+    Case(54, "daemon", "Starts a program that leaves its parents and its session.", LEAVES, ends=True),
+    Case(54, "daemon that nobody watches", "Starts a program that leaves everything, and ends its interpreter.",
+        f"{LEAVES}os._exit(0)", gap=DETACHED),
     Case(54, "daemon without signals", "Starts a program that ignores every signal it may.", """
         import subprocess
         script = "trap '' HUP INT TERM QUIT PIPE; echo ready; sleep $1; true"

@@ -111,8 +111,8 @@ class Bench:
             self.control = Uncontrolled(self.setup, self.outside, self.workspace, stage, offered)
             self.worker = self.control.worker
             self._open.callback(self.control.close)
-        helpers = HELPERS if self.setup != "wasm" else HELPERS.replace("ctypes.CDLL(None, use_errno=True)", "None", 1)
-        helpers = helpers if self.setup != "wasm" else helpers.replace("libc.syscall.restype = ctypes.c_long", "", 1)
+        c_library = "libc = ctypes.CDLL(None, use_errno=True)\nlibc.syscall.restype = ctypes.c_long\n"
+        helpers = HELPERS.replace(c_library, "") if self.setup == "wasm" else HELPERS  # there is none to open there
         self._expect(self.worker.run(helpers, timeout_s=20))
         return self.worker
 
