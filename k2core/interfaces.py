@@ -9,7 +9,6 @@ From the bottom up::
     k2core.language   Tokenizer    encode, decode                                      text <-> token ids
                       ChatFormat   render, parser                                      messages <-> token ids
                       ChatModel    generate(messages, tools, options) -> parts         all that the agent knows of a model
-                      Wire         a language as JSON, for the command line
     k2core.calls      Tool         a function with a JSON Schema and an effect class
                       ToolRegistry declarations, call                 -> ToolResult
     k2core.answers    Verifier     verify(answer, trajectory)         -> Verdict
@@ -21,11 +20,12 @@ engine's one thread: everything below `ChatModel`.
 
 from k2core.answers import Answer, Claim, Finding, Observation, Status, Trajectory, Verdict, Verifier
 from k2core.calls import CallContext, Effect, PastCall, Tool, ToolContext, ToolOutput, ToolRegistry, ToolResult, current_call
-from k2core.language import ChatFormat, ChatModel, GenerateOptions, ModelProfile, Tokenizer, TurnParser, Wire
+from k2core.language import ChatFormat, ChatModel, GenerateOptions, ModelProfile, Tokenizer, TurnParser
 from k2core.numerics import (
     Array,
     Available,
     Backend,
+    CacheMemory,
     LoadedModel,
     MoEForward,
     NotAvailable,
@@ -36,12 +36,11 @@ from k2core.numerics import (
     Step,
     Want,
     Warmup,
-)
+)  # fmt: skip
 
 __all__ = [
-    "Answer", "Array", "Available", "Backend", "CallContext", "ChatFormat", "ChatModel", "Claim", "Effect", "Finding",
-    "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "NotAvailable", "Numerics", "Observation", "PastCall",
-    "Progress", "Routing", "SequenceInput", "Status", "Step", "Tokenizer", "Tool", "ToolContext", "ToolOutput",
-    "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict", "Verifier", "Want", "Warmup", "Wire",
-    "current_call",
+    "Answer", "Array", "Available", "Backend", "CacheMemory", "CallContext", "ChatFormat", "ChatModel", "Claim", "Effect",
+    "Finding", "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "NotAvailable", "Numerics", "Observation",
+    "PastCall", "Progress", "Routing", "SequenceInput", "Status", "Step", "Tokenizer", "Tool", "ToolContext", "ToolOutput",
+    "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict", "Verifier", "Want", "Warmup", "current_call",
 ]  # fmt: skip

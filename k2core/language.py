@@ -79,42 +79,16 @@ class ChatFormat(Protocol):
         """
         ...
 
-
-class Wire(Protocol):
-    """A language as JSON values: the module ``wire`` of the top-level package that a tokenizer or chat format comes from.
-
-    It need not exist; ``k2 tokens`` and ``k2 format`` then say so. A value of the wrong shape raises `FormatError`, which names
-    the place; an id outside the vocabulary raises `TokenizerError`. Keys of a result are always there.
-    """
-
-    def encode(self, tokenizer: Any, text: Any, control: bool = False) -> dict[str, Any]:
-        """``{"ids": [int], "count": int}`` of a text; see `Tokenizer.encode`."""
-        ...
-
-    def decode(self, tokenizer: Any, ids: Any, control: bool = True) -> dict[str, Any]:
-        """``{"text": str, "utf8": bool}`` of a list of ids or ``{"ids": [int]}``; ``utf8``: their bytes are valid UTF-8."""
-        ...
-
-    def render(self, chat_format: Any, data: Any) -> dict[str, Any]:
-        """``{"text": str, "ids": [int], "count": int}`` of a prompt; see `ChatFormat.render`.
+    def grammar(self, tools: Sequence[Mapping[str, Any]], options: "GenerateOptions", *, next_call_index: int = 0) -> str:
+        """What one turn may be, as a Lark grammar in llguidance's dialect; control tokens stand in it as ``<[ID]>``.
 
         Args:
-            chat_format: over the model's tokenizer.
-            data: ``{"messages": [...], "tools": [...], "generate": bool}`` in OpenAI's form, or the messages alone.
-        """
-        ...
+            tools: declarations as for `render`.
+            options: what the turn is held to.
+            next_call_index: as for `parser`.
 
-    def parse(self, chat_format: Any, data: Any) -> dict[str, Any]:
-        """One model turn from its chunks; see `ChatFormat.parser`.
-
-        Args:
-            chat_format: as for `render`.
-            data: ``{"chunks": [...], "next_call_index": int, "tools": [...], "thinking": bool}`` or the chunks alone, all texts
-                or all lists of ids; ``tools`` are declarations or names, ``thinking``: the prompt has opened the thinking.
-
-        Returns:
-            ``content``, ``reasoning_content`` (null without thinking), ``tool_calls`` and ``finish_reason`` of the turn in
-            OpenAI's form, ``deltas`` (per chunk a list in that form) and ``flushed`` (the deltas after the last chunk).
+        Raises:
+            InputError: the options name a tool that is not declared, or leave nothing that the turn could be.
         """
         ...
 
@@ -131,6 +105,11 @@ class GenerateOptions:
         seed: of the counter-based random numbers.
         path: which of several parallel trajectories this is; part of the counter.
         max_reasoning_tokens: thinking beyond this many tokens stops the turn with ``length``; None is no limit.
+        masks: a turn is valid by construction, as far as model and chat format can: no other token can be drawn.
+        tool_choice: ``auto``, ``none``, ``required`` (at least one call), or the name of the one tool to call.
+        response_schema: JSON Schema of the content of a turn that calls nothing; None is free text.
+        forbidden_tools: declared names that must not be called in this turn.
+        forbidden_calls: (name, arguments' JSON text) of calls that must not be made in this turn.
     """
 
     max_tokens: int = 1024
@@ -140,6 +119,11 @@ class GenerateOptions:
     seed: int = 0
     path: int = 0
     max_reasoning_tokens: int | None = None
+    masks: bool = True
+    tool_choice: str = "auto"
+    response_schema: Mapping[str, Any] | None = None
+    forbidden_tools: tuple[str, ...] = ()
+    forbidden_calls: tuple[tuple[str, str], ...] = ()
 
 
 @frozen(kw_only=True)

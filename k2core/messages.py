@@ -131,7 +131,13 @@ class Usage:
         reasoning_tokens: those spent on thinking.
         computed_tokens: tokens that went through the model in this turn (prompt and completion).
         seconds: wall time of the turn.
-        model_seconds: the part of it spent inside the backend's forward.
+        model_seconds: the turn's share, by tokens, of the time spent inside the backend's forward.
+        queued_seconds: until its first token was computed: waiting for a place, for memory, or for a prompt to share.
+        prefill_seconds: from there to the first generated token.
+        decode_seconds: from there to the last one.
+        mask_seconds: spent on finding out which tokens are allowed.
+        drafted_tokens: guessed ahead and tried.
+        accepted_tokens: of these, the ones that the model chose too.
     """
 
     prompt_tokens: int = 0
@@ -141,6 +147,12 @@ class Usage:
     computed_tokens: int = 0
     seconds: float = 0.0
     model_seconds: float = 0.0
+    queued_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    mask_seconds: float = 0.0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @frozen(kw_only=True)

@@ -65,10 +65,12 @@ class SequenceInput:
     Attributes:
         handle: a live sequence of the model.
         token_ids: the ids to append, at least one.
+        rows: how many of the last new tokens get a row of logits, 0 to all; None leaves it to `Want.logits`.
     """
 
     handle: int
     token_ids: Sequence[int] = field(eq=False)
+    rows: int | None = None
 
 
 @frozen(kw_only=True)
@@ -84,6 +86,23 @@ class Step:
     logits: Array = field(eq=False)
     routing: tuple[Routing, ...] | None = field(default=None, eq=False)
     hidden: Array | None = field(default=None, eq=False)
+
+
+@frozen(kw_only=True)
+class CacheMemory:
+    """The cache memory of a loaded model.
+
+    Attributes:
+        bytes_per_token: of one position of a sequence.
+        block_tokens: positions that are given and taken back together.
+        used_blocks: blocks of live sequences; one that several share counts once.
+        free_bytes: what the device could still give to it; None where that is not known.
+    """
+
+    bytes_per_token: int
+    block_tokens: int
+    used_blocks: int
+    free_bytes: int | None = None
 
 
 class MoEForward(Protocol):
@@ -139,8 +158,8 @@ class LoadedModel(Protocol):
         """Append tokens to sequences and compute what *want* asks for.
 
         Raises:
-            K2Error: an unknown handle, an id outside the vocabulary, an empty input, the same handle twice, or a sequence
-                that would grow beyond the model's positions; nothing has changed then.
+            K2Error: an unknown handle, an id outside the vocabulary, an empty input, more rows than tokens, the same handle
+                twice, or a sequence that would grow beyond the model's positions; nothing has changed then.
         """
         ...
 
@@ -162,6 +181,10 @@ class LoadedModel(Protocol):
 
     def bytes_of(self, handle: int) -> int:
         """Cache bytes that freeing this handle would give back."""
+        ...
+
+    def memory(self) -> CacheMemory:
+        """Cache memory, as it is now."""
         ...
 
     def info(self) -> Mapping[str, str]:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kimi.vocabularies import small
 
+from k2core.cli.wire import Wire
 from k2core.errors import K2Error
-from k2core.interfaces import Wire
 from k2core.plugins import Plugins
 from k2core_kimi import wire
 from k2core_kimi.chat_format import KimiChatFormat
