@@ -4,6 +4,7 @@ backend    probe and load                      model      the loaded model: sequ
 weights    checkpoint -> arrays and addresses  pages      the latent cache, shared between forks
 packing    layouts of matrices                 workspace  what a forward writes into
 runtime    compiling, its cache, the one lock  moe        the seam of the experts
+memory     what the machine can still give
 """
 
 from collections.abc import Callable

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from k2core.errors import CapacityError, K2Error
-from k2core.interfaces import Numerics, Routing, SequenceInput, Step, Want
+from k2core.interfaces import CacheMemory, Numerics, Routing, SequenceInput, Step, Want
+from k2core_numba.memory import free_bytes
 from k2core_numba.moe import NumbaMoE
 from k2core_numba.packing import round_up
 from k2core_numba.pages import PageStore, addresses
@@ -51,8 +52,8 @@ class NumbaModel:
         """Append tokens to sequences; see `k2core.interfaces.LoadedModel.forward`.
 
         Raises:
-            K2Error: nothing to do, an unknown handle, an id outside the vocabulary, an empty input, the same handle twice, or
-                a sequence that would outgrow the model's positions; nothing has changed then.
+            K2Error: nothing to do, an unknown handle, an id outside the vocabulary, an empty input, more rows than tokens, the
+                same handle twice, or a sequence that would outgrow the model's positions; nothing has changed then.
             CapacityError: no memory for the cache; no sequence has grown then.
         """
         weights = self._open()
@@ -63,7 +64,7 @@ class NumbaModel:
         total = sum(counts)
         self._grow(min(total, CHUNK), max(sequence.length + count for sequence, count in zip(sequences, counts, strict=True)))
         tokens, rows, positions = _flatten(batch, sequences, counts)
-        wanted = _wanted(counts, want)
+        wanted = _wanted(batch, counts, want)
         pages, columns = addresses(sequences)
         if total <= CHUNK:
             step = self._chunk(weights, tokens, rows, positions, pages, columns, wanted, want)
@@ -113,6 +114,16 @@ class NumbaModel:
             K2Error: an unknown handle.
         """
         return self._store.own_bytes(self._sequence(handle))
+
+    def memory(self) -> CacheMemory:
+        """Cache memory, as it is now; the machine's files are read for it."""
+        self._open()
+        return CacheMemory(
+            bytes_per_token=self.geometry.cache_values_per_token * 4,
+            block_tokens=self._store.positions,
+            used_blocks=self._store.used,
+            free_bytes=free_bytes(),
+        )
 
     def info(self) -> Mapping[str, str]:
         """What a report should name."""
@@ -172,6 +183,11 @@ class NumbaModel:
             if least < 0 or greatest >= vocab:
                 wrong = least if least < 0 else greatest
                 raise K2Error(f"forward: token id {wrong} of sequence {item.handle} is outside the vocabulary of {vocab}")
+            if item.rows is not None and not 0 <= item.rows <= len(item.token_ids):
+                raise K2Error(
+                    f"forward: {item.rows} rows of sequence {item.handle} are asked for, its {len(item.token_ids)} new tokens "
+                    "have from 0 to as many"
+                )
             if (after := sequence.length + len(item.token_ids)) > most:
                 raise CapacityError(
                     f"forward: sequence {item.handle} would have {after} tokens, the model has {most} positions"
@@ -200,7 +216,7 @@ class NumbaModel:
         geometry, count = self.geometry, len(tokens)
         hidden, vocab, top_k = round_up(geometry.hidden_size), round_up(geometry.vocab_size), geometry.num_experts_per_tok
         need = np.arange(count) if want.hidden else wanted.nonzero()[0]
-        has_logits = want.logits != "none"
+        has_logits = bool(wanted.any())
         final = np.empty(len(need) * hidden, np.float32)
         logits = np.empty(len(need) * vocab if has_logits else 0, np.float32)
         choices = len(geometry.moe_layers) * count * top_k
@@ -234,11 +250,12 @@ def _flatten(
     return tokens, np.repeat(np.arange(len(batch), dtype=np.int32), counts), np.concatenate(starts)
 
 
-def _wanted(counts: list[int], want: Want) -> NDArray[np.bool_]:
+def _wanted(batch: Sequence[SequenceInput], counts: list[int], want: Want) -> NDArray[np.bool_]:
     """Which new tokens' logits are wanted."""
-    wanted = (np.ones if want.logits == "all" else np.zeros)(sum(counts), np.bool_)
-    if want.logits == "last":
-        wanted[[end - 1 for end in accumulate(counts)]] = True
+    wanted = np.zeros(sum(counts), np.bool_)
+    for item, count, end in zip(batch, counts, accumulate(counts), strict=True):
+        rows = item.rows if item.rows is not None else {"last": 1, "all": count, "none": 0}[want.logits]
+        wanted[end - rows : end] = True
     return wanted
 
 

@@ -39,11 +39,13 @@ class PageStore:
     Attributes:
         layers, width: of the model: layers, and latent plus rotated values per position.
         positions: of a page, a multiple of 16.
+        used: pages that some sequence holds; one that several hold counts once.
     """
 
     layers: int
     width: int
     positions: int
+    used: int = 0
 
     @property
     def page_bytes(self) -> int:
@@ -57,23 +59,23 @@ class PageStore:
             CapacityError: the machine has no memory for it; nothing has changed then.
         """
         first, last = sequence.length // self.positions, (sequence.length + tokens - 1) // self.positions
+        kept = sequence.pages[first : first + 1]  # the page that the next position falls into, if there is one
         fresh: list[Page] = []
         try:
-            if first < len(sequence.pages) and sequence.pages[first].owners > 1:
-                fresh.append(self._copy(sequence.pages[first], sequence.length % self.positions))
-            else:
-                fresh.extend(sequence.pages[first : first + 1])
-            while first + len(fresh) <= last:
+            if kept and kept[0].owners > 1:
+                fresh.append(self._copy(kept[0], sequence.length % self.positions))
+                kept = []
+            while first + len(kept) + len(fresh) <= last:
                 fresh.append(self._page())
         except MemoryError as error:
             need = (last + 1 - first) * self.page_bytes
             raise CapacityError(
                 f"cannot grow a sequence to {sequence.length + tokens} tokens: no memory for {need} bytes"
             ) from error
-        for page in sequence.pages[first:]:
-            if page is not fresh[0]:
-                page.owners -= 1
+        first += len(kept)
+        self._let_go(sequence.pages[first:])
         sequence.pages[first:] = fresh
+        self.used += len(fresh)
 
     def fork(self, parent: Sequence, length: int) -> Sequence:
         """A sequence that shares the pages of the first *length* positions."""
@@ -85,8 +87,7 @@ class PageStore:
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget the positions from *length* on."""
         keep = -(-length // self.positions)
-        for page in sequence.pages[keep:]:
-            page.owners -= 1
+        self._let_go(sequence.pages[keep:])
         del sequence.pages[keep:]
         used = length % self.positions
         if used and length < sequence.length and sequence.pages[-1].owners == 1:
@@ -96,6 +97,11 @@ class PageStore:
     def own_bytes(self, sequence: Sequence) -> int:
         """Bytes that only this sequence holds."""
         return sum(page.values.nbytes for page in sequence.pages if page.owners == 1)
+
+    def _let_go(self, pages: list[Page]) -> None:
+        for page in pages:
+            page.owners -= 1
+            self.used -= page.owners == 0
 
     def _page(self) -> Page:
         values = np.zeros((self.layers, self.positions // LANES, self.width, LANES), np.float32)

@@ -89,6 +89,44 @@ def test_batch_mates_change_nothing(folder_model, lengths, before, seed):
         model.free(handle)
 
 
+@settings(max_examples=25)
+@given(data=st.data())
+def test_rows_of_a_mixed_batch(data, folder_model):
+    """Each sequence gets as many of its last rows as it asks for, with the bits of ``all``, whatever `Want` says."""
+    model = folder_model
+    counts = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=5))
+    rows = [data.draw(st.none() | st.integers(0, count)) for count in counts]
+    want = Want(logits=data.draw(st.sampled_from(["last", "all", "none"])), hidden=data.draw(st.booleans()))
+    prompts = [some_ids(model, count, seed) for seed, count in enumerate(counts)]
+    handles = [model.new_sequence() for _ in prompts]
+    batch = [
+        SequenceInput(handle=handle, token_ids=prompt, rows=asked)
+        for handle, prompt, asked in zip(handles, prompts, rows, strict=True)
+    ]
+    step = model.forward(batch, want)
+    usual = {"last": lambda count: 1, "all": lambda count: count, "none": lambda count: 0}[want.logits]
+    expected = [
+        logits_of(model, prompt)[len(prompt) - (usual(len(prompt)) if asked is None else asked) :]
+        for prompt, asked in zip(prompts, rows, strict=True)
+    ]
+    np.testing.assert_array_equal(step.logits, np.concatenate(expected))
+    assert (step.hidden is not None) == want.hidden
+    assert not want.hidden or len(step.hidden) == sum(counts)
+    for handle in handles:
+        model.free(handle)
+
+
+def test_rows_over_several_chunks(model):
+    """Rows that lie in different compiled chunks are those of ``all``."""
+    prompts = [some_ids(model, CHUNK - 20, 1), some_ids(model, 50, 2), some_ids(model, CHUNK, 3)]
+    batch = [
+        SequenceInput(handle=model.new_sequence(), token_ids=prompt, rows=asked)
+        for prompt, asked in zip(prompts, (2, 45, 0), strict=True)
+    ]
+    expected = [logits_of(model, prompts[0])[-2:], logits_of(model, prompts[1])[-45:]]
+    np.testing.assert_array_equal(model.forward(batch, ALL).logits, np.concatenate(expected))
+
+
 def test_threads_change_nothing(folder):
     """One, two and four threads give the same bits on a batch that is large enough to be shared out."""
     results = []

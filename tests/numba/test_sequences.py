@@ -2,14 +2,15 @@
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from k2core.errors import K2Error, ShapeError
+from k2core.errors import CapacityError, K2Error, ShapeError
 from k2core.interfaces import Routing, SequenceInput, Want
 from k2core.testing.checkpoints import write_tiny_checkpoint
 from k2core_numba.backend import NumbaBackend
+from k2core_numba.pages import PageStore, Sequence
 
 
 def extend(model, handle, ids):
@@ -60,10 +61,20 @@ def test_the_cache_holds_latents_only(model):
     assert model.bytes_of(handle) == 64 * model.geometry.cache_values_per_token * 4
 
 
+def pages_of(model):
+    """How many pages all live sequences hold, each counted once."""
+    return len({id(page) for sequence in model._sequences.values() for page in sequence.pages})
+
+
 class Sequences(RuleBasedStateMachine):
     """Random histories of several sequences beside lists of ids; every logit must be that of a fresh sequence."""
 
     model = None
+
+    @invariant()
+    def the_count_is_exact(self):
+        """What the model says it uses is what its sequences hold, each page counted once."""
+        assert self.model.memory().used_blocks == pages_of(self.model)
 
     @initialize()
     def start(self):
@@ -110,10 +121,11 @@ class Sequences(RuleBasedStateMachine):
         del self.ids[handle]
 
     def teardown(self):
-        """Lengths agree to the end."""
+        """Lengths agree to the end, and nothing is left when all are freed."""
         for handle, ids in self.ids.items():
             assert self.model.length(handle) == len(ids)
             self.model.free(handle)
+        assert self.model.memory().used_blocks == 0
 
 
 def test_any_history_leaves_what_its_ids_say(tmp_path):
@@ -123,6 +135,70 @@ def test_any_history_leaves_what_its_ids_say(tmp_path):
     machine.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
     machine.TestCase().runTest()
     model.close()
+
+
+class Scarce(PageStore):
+    """A store on a machine that has memory for *left* more pages."""
+
+    left = 0
+
+    def _page(self):
+        self.left -= 1
+        if self.left < 0:
+            raise MemoryError
+        return super()._page()
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_pages_are_counted_once(data):
+    """The count of pages is that of a recount after any growth, fork, cut, copy and growth that fails, and ends at 0."""
+    store = Scarce(1, 2, 16)
+    live = [Sequence()]
+    for _ in range(data.draw(st.integers(1, 25))):
+        sequence = data.draw(st.sampled_from(live))
+        match data.draw(st.sampled_from(["grow", "fork", "cut", "free", "new"])):
+            case "grow":
+                count, store.left = data.draw(st.integers(1, 50)), data.draw(st.integers(0, 4))
+                before = (list(sequence.pages), sequence.length)
+                try:
+                    store.reserve(sequence, count)
+                    sequence.length += count
+                except CapacityError:
+                    assert (sequence.pages, sequence.length) == before
+            case "fork":
+                live.append(store.fork(sequence, data.draw(st.integers(0, sequence.length))))
+            case "cut":
+                store.truncate(sequence, data.draw(st.integers(0, sequence.length)))
+            case "free":
+                store.truncate(sequence, 0)
+            case "new":
+                live.append(Sequence())
+        held = [page for sequence in live for page in sequence.pages]
+        assert store.used == len(set(map(id, held)))
+        assert all(page.owners == sum(page is other for other in held) for page in held)
+    for sequence in live:
+        store.truncate(sequence, 0)
+    assert store.used == 0
+
+
+def test_memory_is_told_in_blocks(model):
+    """Bytes of a position, positions of a block, blocks that forks share counted once, and what the machine has left."""
+    assert model.memory().used_blocks == 0
+    parent = model.new_sequence()
+    extend(model, parent, [1] * 130)
+    memory = model.memory()
+    assert memory.bytes_per_token == model.geometry.cache_values_per_token * 4
+    assert (memory.block_tokens, memory.used_blocks) == (64, 3)
+    assert model.bytes_of(parent) == 3 * memory.block_tokens * memory.bytes_per_token
+    assert memory.free_bytes is None or memory.free_bytes > 0
+    child = model.fork(parent, 130)
+    assert model.memory().used_blocks == 3
+    extend(model, child, [2])
+    assert model.memory().used_blocks == 4
+    model.free(parent)
+    model.free(child)
+    assert model.memory().used_blocks == 0
 
 
 def test_refusals_change_nothing(model):
@@ -138,11 +214,14 @@ def test_refusals_change_nothing(model):
         ([fine, SequenceInput(handle=good, token_ids=[-1])], "token id -1"),
         ([fine, SequenceInput(handle=999, token_ids=[1])], "no sequence with handle 999"),
         ([fine, fine], "twice"),
+        ([fine, SequenceInput(handle=good, token_ids=[1, 2], rows=3)], f"3 rows of sequence {good}"),
+        ([fine, SequenceInput(handle=good, token_ids=[1, 2], rows=-1)], f"-1 rows of sequence {good}"),
         ([fine, SequenceInput(handle=good, token_ids=[1] * (most - 2))], f"{most} positions"),
     ):
         with pytest.raises(K2Error, match=complaint):
             model.forward(batch)
         assert (model.length(good), model.length(other)) == (3, 0)
+        assert model.memory().used_blocks == 1
     np.testing.assert_array_equal(extend(model, good, [4]), fresh(model, [1, 2, 3, 4]))
 
 
