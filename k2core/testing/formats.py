@@ -8,7 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from k2core.engine import lark
+from k2core.engine.offer import offered
+from k2core.engine.schemas import rules
 from k2core.errors import FormatError, TokenizerError
+from k2core.language import GenerateOptions
 from k2core.messages import ArgumentsDelta, CallStarted, ContentDelta, Delta, Message, ReasoningDelta, ToolCall
 
 CONTROL = {name: 256 + place for place, name in enumerate(("<think>", "</think>", "<call>", "<arguments>", "<end>", "<turn>"))}
@@ -72,6 +76,34 @@ class ByteFormat:
     def parser(self, *, next_call_index: int = 0, tools: Sequence[str] = ()) -> "ByteParser":
         """A parser for one turn; ids of this format never lose their names."""
         return ByteParser(next_call_index)
+
+    def grammar(self, tools: Sequence[Mapping[str, Any]], options: GenerateOptions, *, next_call_index: int = 0) -> str:
+        """What one turn may be; content and calls as `k2core_kimi.grammar` has them, in this format's own frame.
+
+        Raises:
+            InputError: as `offered`.
+        """
+        offer = offered(tools, options)
+        mark = {name: lark.token(number) for name, number in CONTROL.items()}
+        bodies = [] if offer.needs_call else ["TEXT" if offer.response is None else "response"]
+        if offer.tools:
+            bodies.append("call-0" if offer.response is not None else "ANY? call-0")
+        lines = [
+            f"start: {mark['<think>']} ANY? {mark['</think>']} body {mark['<end>']}",
+            f"body: {' | '.join(bodies)}",
+            "ANY: /(?s:.+)/",
+            "TEXT: /(?s:\\s*\\S.*)/",
+        ]
+        lines += [] if offer.response is None else [rules(offer.response, "response").text]
+        for place in range(offer.most_calls):
+            ids = [
+                f"{lark.literal(f'functions.{name}:{next_call_index + place}')} {mark['<arguments>']} tool-{number}"
+                for number, name in enumerate(offer.tools)
+            ]
+            following = f" call-{place + 1}?" if place + 1 < offer.most_calls else ""
+            lines.append(f"call-{place}: {mark['<call>']} ({' | '.join(ids)}){following}")
+        lines += [rules(parameters, f"tool-{number}").text for number, parameters in enumerate(offer.tools.values())]
+        return "\n".join(lines) + "\n"
 
     def _frame(self, role: str, body: list[int]) -> list[int]:
         end = CONTROL["<end>"]

@@ -15,9 +15,12 @@ from typing import Any
 
 from attrs import frozen
 
+from k2core.engine.offer import offered
 from k2core.errors import FormatError
+from k2core.language import GenerateOptions
 from k2core.messages import Message
 from k2core_kimi import markers as mark
+from k2core_kimi.grammar import turn_grammar
 from k2core_kimi.normalise import normalise
 from k2core_kimi.parser import KimiTextParser, KimiTurnParser
 from k2core_kimi.tokenizer import KimiTokenizer
@@ -123,6 +126,14 @@ class KimiChatFormat:
         if thinking:
             turn.think()
         return KimiTextParser(turn=turn)
+
+    def grammar(self, tools: Sequence[Mapping[str, Any]], options: GenerateOptions, *, next_call_index: int = 0) -> str:
+        """What one turn may be, as a Lark grammar; see `k2core_kimi.grammar`.
+
+        Raises:
+            InputError: the options name a tool that is not declared, or leave nothing that the turn could be.
+        """
+        return turn_grammar(offered(tools, options), self.tokenizer.control, next_call_index=next_call_index)
 
     def _ids(self, segments: Iterator[Segment]) -> list[int]:
         out: list[int] = []

@@ -1,0 +1,13 @@
+"""Words of the Lark dialect that llguidance reads: quoted texts and control tokens."""
+
+import json
+
+
+def literal(text: str) -> str:
+    """*text* as a quoted string of the grammar, whatever characters it holds."""
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+def token(number: int) -> str:
+    """One token of the vocabulary, by its id."""
+    return f"<[{number}]>"

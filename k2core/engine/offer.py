@@ -1,0 +1,69 @@
+"""What one turn may hold, by its options: text, calls, and of which tools. Chat formats build their grammars from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import field, frozen
+
+from k2core.errors import InputError, nearest
+from k2core.language import GenerateOptions
+
+MOST_CALLS = 16  # calls that one turn may hold; behind the last one only the end of the turn is left
+NO_PARAMETERS: Mapping[str, Any] = {"type": "object", "properties": {}}  # what a declaration without parameters takes
+
+
+@frozen(kw_only=True)
+class Offer:
+    """What one turn may hold.
+
+    Attributes:
+        tools: name to parameters' schema of the tools that may be called, in the order of their declaration.
+        most_calls: the most calls; 0 where there is no tool.
+        needs_call: the turn cannot do without a call.
+        response: JSON Schema of the content of a turn that calls nothing; None is free text.
+    """
+
+    tools: Mapping[str, Mapping[str, Any]] = field(factory=dict)
+    most_calls: int = MOST_CALLS
+    needs_call: bool = False
+    response: Mapping[str, Any] | None = None
+
+
+def offered(tools: Sequence[Mapping[str, Any]], options: GenerateOptions) -> Offer:
+    """What a turn held to *options* may be.
+
+    A tool whose only possible arguments are all forbidden is left out like a forbidden one.
+
+    Args:
+        tools: declarations in OpenAI's form.
+        options: `tool_choice`, `forbidden_tools`, `forbidden_calls` and `response_schema` count.
+
+    Raises:
+        InputError: `tool_choice` names a tool that is not declared, or asks for a call where none is possible.
+    """
+    declared: dict[str, Mapping[str, Any]] = {}
+    for tool in tools:
+        function = tool["function"]
+        declared.setdefault(str(function["name"]), function.get("parameters") or NO_PARAMETERS)
+    choice = options.tool_choice
+    forbidden = set(options.forbidden_tools)
+    callable_ = {name: parameters for name, parameters in declared.items() if name not in forbidden}
+    if choice == "none" or (choice == "auto" and not callable_):
+        return Offer(most_calls=0, response=options.response_schema)
+    if choice == "auto":
+        return Offer(tools=callable_, response=options.response_schema)
+    if choice == "required":
+        if not callable_:
+            all_forbidden = f"all declared tools ({', '.join(declared)}) are forbidden in this turn"
+            found = all_forbidden if declared else "no tool is declared"
+            raise InputError(f"cannot require a call: {found}. Offer a tool, or use tool_choice auto.")
+        return Offer(tools=callable_, needs_call=True)
+    if choice not in declared:
+        close = nearest(choice, declared)
+        hint = f" Did you mean '{close}'?" if close else " Use auto, none, required or a declared name."
+        raise InputError(
+            f"cannot force a call of '{choice}': it is not declared. Declared: {', '.join(declared) or 'nothing'}.{hint}"
+        )
+    if choice not in callable_:
+        raise InputError(f"cannot force a call of '{choice}': it is forbidden in this turn. Use tool_choice auto.")
+    return Offer(tools={choice: callable_[choice]}, most_calls=1, needs_call=True)
