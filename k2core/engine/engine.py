@@ -1,63 +1,64 @@
-"""A chat model over a loaded model: render, reuse the prefix, prefill, decode, sample, parse, stream.
+"""A chat model over a loaded model: render, share prefixes, prefill, decode, sample, parse, stream; many turns at once.
 
-All of it runs on one worker thread per engine, turn after turn in the order asked; the event loop only takes deltas out of a
-queue. `generation.Generation.run` is the turn itself.
+All of it runs on one worker thread per engine; event loops only take parts out of a queue. From the outside in:
+
+    request     a turn asked for, and the way of its parts to the event loop
+    scheduler   who computes what next: one forward per step over all turns that run
+    turn        one turn: rows of logits to tokens, tokens to parts
+    prefix      which tokens need no computing
+    memory      how much cache there may be
+    grammar     which tokens are allowed
+    drafts      guesses that let one forward compute several tokens
+    sampler     logits to a token
 """
 
 import asyncio
-import collections
-import contextlib
 import queue
 import threading
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field
+from attrs import frozen
 
+from k2core.engine.drafts import Drafter
 from k2core.engine.fingerprint import fingerprint
-from k2core.engine.generation import Generation
-from k2core.engine.prefix import PrefixCache
+from k2core.engine.grammar import Constraint, Masks
+from k2core.engine.memory import MemoryPlan
+from k2core.engine.prefix import PrefixTree
+from k2core.engine.request import Delivery, Request
 from k2core.engine.sampler import Sampler
-from k2core.errors import InputError, K2Error
+from k2core.engine.scheduler import Scheduler
+from k2core.engine.turn import Turn
+from k2core.errors import CapacityError, InputError, K2Error
 from k2core.interfaces import ChatFormat, GenerateOptions, LoadedModel, ModelProfile, Tokenizer
-from k2core.messages import Delta, Message, TurnEnd, joined
-
-# Waking the event loop after every token would make the two threads fight for the interpreter: at 1,000 tokens/s and more
-# a wake-up can cost the worker up to the switch interval of 5 ms.
-FLUSH_INTERVAL_S = 0.02
+from k2core.messages import Delta, Message, TurnEnd
 
 
-@define(kw_only=True, eq=False)
-class _Job:
-    """One turn asked for; parts travel from the worker to the event loop through it."""
+@frozen(kw_only=True)
+class Load:
+    """What an engine is doing.
 
-    messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...]
-    options: GenerateOptions
-    sampler: Sampler
-    loop: asyncio.AbstractEventLoop
-    ready: asyncio.Event = field(factory=asyncio.Event)
-    parts: "collections.deque[Delta | TurnEnd | BaseException]" = field(factory=collections.deque)
-    cancelled: bool = False
-    _held: list[Delta] = field(factory=list, init=False)
-    _flushed: float = field(default=0.0, init=False)
+    Attributes:
+        running, waiting: turns with and without a place.
+        prompt_tokens, cached_tokens: of all prompts so far, and those that were in a cache already.
+        computed_tokens: that went through the model so far.
+        used_blocks, most_blocks: of the cache.
+    """
 
-    def put(self, deltas: Sequence[Delta], now: float) -> None:
-        """Hand deltas over, at most one wake-up per flush interval; the first goes at once."""
-        self._held.extend(deltas)
-        if self._held and now - self._flushed >= FLUSH_INTERVAL_S:
-            self._flushed = now
-            self.flush()
+    running: int
+    waiting: int
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    used_blocks: int
+    most_blocks: int
 
-    def flush(self, *last: TurnEnd | BaseException) -> None:
-        """Hand over what is held, then *last*."""
-        self.parts.extend(joined(self._held))
-        self.parts.extend(last)
-        self._held = []
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
-            self.loop.call_soon_threadsafe(self.ready.set)
+    @property
+    def hit_rate(self) -> float:
+        """Share of all prompt tokens that needed no computing."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
 
 
 class EngineModel:
@@ -66,7 +67,8 @@ class EngineModel:
     Attributes:
         name: the model's name.
         profile: what the agent should know of it; ``profile.context`` bounds prompt and completion together.
-        prefix: the prefix cache with its counters; to be read while no turn is running.
+        plan: its cache memory.
+        prefix: the live sequences with their counters; to be read while no turn is running.
     """
 
     def __init__(
@@ -79,37 +81,57 @@ class EngineModel:
         chat_format: ChatFormat,
         profile: ModelProfile,
         checkpoint: Path | None = None,
+        most_running: int = 32,
         prefill_chunk: int = 512,
-        max_sequences: int = 4,
-        max_cache_bytes: int | None = None,
+        interleave: int = 64,
+        cache_bytes: int | None = None,
+        drafts: int = 8,
+        masks: bool = True,
     ) -> None:
         """An engine; it owns *model* from here on.
 
         Args:
             name: the model's name.
             backend: the backend's name.
-            model: a loaded checkpoint.
+            model: a loaded checkpoint without live sequences.
             tokenizer: of the same checkpoint.
             chat_format: over the same tokenizer.
             profile: see above.
             checkpoint: the folder to take the weights' fingerprint of; None leaves it empty.
-            prefill_chunk: most tokens of a prompt per forward; a turn can be cancelled between chunks.
-            max_sequences: see `PrefixCache`.
-            max_cache_bytes: see `PrefixCache`.
+            most_running: turns that generate at once; more wait.
+            prefill_chunk: most tokens of prompts per forward while nothing is generated.
+            interleave: the same while something is: what a prompt may delay others' next token by.
+            cache_bytes: limit of the cache, see `MemoryPlan.of`.
+            drafts: tokens guessed per forward at most; 0 never guesses. What is generated does not depend on it.
+            masks: with False, turns are never held to the grammar of calls, whatever their options say.
+
+        Raises:
+            CapacityError: the cache of one sequence of ``profile.context`` tokens does not fit.
         """
         self.name = name
         self.profile = profile
-        self.prefix = PrefixCache(model=model, max_sequences=max_sequences, max_bytes=max_cache_bytes)
+        self.plan = MemoryPlan.of(model.memory(), profile.context, cache_bytes)
+        self.prefix = PrefixTree(model=model, most_blocks=self.plan.blocks)
         self._backend = backend
         self._model = model
-        self._tokenizer = tokenizer
         self._format = chat_format
         self._checkpoint = checkpoint
-        self._chunk = max(1, prefill_chunk)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._drafts = max(0, drafts)
+        self._masks = Masks(tokenizer, chat_format.stop_ids) if masks and hasattr(chat_format, "grammar") else None
+        self._compiling = ThreadPoolExecutor(1, "k2core-grammar")
+        self._delivery = Delivery()
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._scheduler = Scheduler(
+            model=model,
+            prefix=self.prefix,
+            plan=self.plan,
+            most_running=max(1, most_running),
+            prefill_chunk=max(1, prefill_chunk),
+            interleave=max(1, interleave),
+            most_guessed=self._drafts,
+        )
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
-        self._running: _Job | None = None
         self._closed = False
         self._identity: dict[str, str] | None = None
 
@@ -119,10 +141,10 @@ class EngineModel:
         """Stream one turn; see `ChatModel.generate`. Text deltas that wait together come as one.
 
         Closing the iterator, or cancelling the task that waits for it, stops the turn between two tokens; what was
-        computed stays in the prefix cache.
+        computed stays for a prompt that shares it, as long as there is room.
 
         Raises:
-            InputError: an option is out of its range.
+            InputError: an option is out of its range, or asks for masks that there are none for.
             FormatError: the messages cannot be rendered.
             CapacityError: the prompt does not fit into the context; says both sizes.
             K2Error: the model failed, or the engine is closed.
@@ -130,27 +152,27 @@ class EngineModel:
         sampler = Sampler.of(options)
         if options.max_tokens < 1:
             raise InputError(f"max_tokens is {options.max_tokens}, but a turn has at least 1 token")
-        job = _Job(
+        request = Request(
             messages=tuple(messages),
             tools=tuple(tools),
             options=options,
             sampler=sampler,
             loop=asyncio.get_running_loop(),
         )
-        self._submit(job)
+        self._submit(request)
         try:
             while True:
-                await job.ready.wait()
-                job.ready.clear()
-                while job.parts:
-                    part = job.parts.popleft()
+                await request.ready.wait()
+                request.ready.clear()
+                while request.parts:
+                    part = request.parts.popleft()
                     if isinstance(part, BaseException):
                         raise part
                     yield part
                     if isinstance(part, TurnEnd):
                         return
         finally:
-            job.cancelled = True
+            request.cancelled = True
 
     def identity(self) -> Mapping[str, str]:
         """Model, backend, numerics, weights' fingerprint, whether it is batch-invariant, and the backend's own `info`.
@@ -169,63 +191,116 @@ class EngineModel:
             }
         return dict(self._identity)
 
+    def load(self) -> Load:
+        """What the engine is doing just now; numbers may be a step apart while it runs."""
+        return Load(
+            running=self._scheduler.running,
+            waiting=self._scheduler.waiting,
+            prompt_tokens=self.prefix.prompt_tokens,
+            cached_tokens=self.prefix.cached_tokens,
+            computed_tokens=self.prefix.computed_tokens,
+            used_blocks=self._model.memory().used_blocks,
+            most_blocks=self.plan.blocks,
+        )
+
     def close(self) -> None:
-        """Stop a running turn, end the worker, give everything back. Closing twice is fine."""
+        """Stop running turns, end the worker, give everything back. Closing twice is fine."""
         with self._lock:
             if self._closed:
                 return
             self._closed = True
-            worker, running = self._worker, self._running
-            if running is not None:
-                running.cancelled = True
-            self._jobs.put(None)
+            worker = self._worker
+            self._requests.put(None)
         if worker is not None:
             worker.join()
+        self._compiling.shutdown(cancel_futures=True)
         self.prefix.clear()
         self._model.close()
 
-    def _submit(self, job: _Job) -> None:
+    def _submit(self, request: Request) -> None:
         with self._lock:
             if self._closed:
                 raise K2Error(f"cannot generate with model '{self.name}': it is closed. Open it again.")
             if self._worker is None:
                 self._worker = threading.Thread(target=self._work, name="k2core-engine", daemon=True)
                 self._worker.start()
-            self._jobs.put(job)
+            self._requests.put(request)
 
     def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            with self._lock:
-                self._running = job
-                closed = self._closed
-            if closed:
-                job.flush(K2Error(f"model '{self.name}' was closed before this turn began"))
-                continue
-            if job.cancelled:
-                continue
-            try:
-                end = self._turn(job)
-            except BaseException as error:  # carried over to the waiting task; the worker lives on
-                job.flush(error)
-            else:
-                job.flush(end)
-            self._running = None
+        scheduler, requests, delivery = self._scheduler, self._requests, self._delivery
+        while True:
+            while not (scheduler.busy and requests.empty()):
+                request = requests.get()
+                if request is None:
+                    self._wind_down()
+                    return
+                if not request.cancelled:
+                    self._begin(request)
+                    delivery.flush()
+            scheduler.step()
+            delivery.flush()
 
-    def _turn(self, job: _Job) -> TurnEnd:
-        started = time.perf_counter()
-        prompt = self._format.render(job.messages, job.tools)
-        calls = sum(len(message.tool_calls) for message in job.messages)
-        names = [str(tool["function"]["name"]) for tool in job.tools]
-        generation = Generation(
-            model=self._model,
-            prefix=self.prefix,
-            sampler=job.sampler,
+    def _wind_down(self) -> None:
+        """The engine was closed: running turns end as cancelled, the others are told."""
+        self._scheduler.refuse_waiting(K2Error(f"model '{self.name}' was closed before this turn began"))
+        self._scheduler.step()
+        self._delivery.flush()
+
+    def _begin(self, request: Request) -> None:
+        try:
+            if self._closed:
+                raise K2Error(f"model '{self.name}' was closed before this turn began")
+            self._scheduler.add(self._turn(request))
+        except Exception as error:  # carried over to the waiting task; the worker lives on
+            self._delivery.last(request, error)
+
+    def _turn(self, request: Request) -> Turn:
+        prompt, context = self._format.render(request.messages, request.tools), self.profile.context
+        if len(prompt) >= context:
+            raise CapacityError(
+                f"the prompt takes {len(prompt)} tokens, but the model's context is {context} and the answer needs "
+                "room too. Ask something shorter, offer fewer tools, or choose a model with a larger context."
+            )
+        calls = sum(len(message.tool_calls) for message in request.messages)
+        names = [str(tool["function"]["name"]) for tool in request.tools]
+        delivery, options = self._delivery, request.options
+        return Turn(
+            prompt=prompt,
+            sampler=request.sampler,
             parser=self._format.parser(next_call_index=calls, tools=names),
+            options=options,
             stop_ids=frozenset(self._format.stop_ids),
-            options=job.options,
-            context=self.profile.context,
-            prefill_chunk=self._chunk,
-            put=job.put,
-            is_cancelled=lambda: job.cancelled,
+            most=min(options.max_tokens, context - len(prompt)),
+            grammar=self._grammar(request, calls),
+            drafter=Drafter(most=self._drafts),
+            put=lambda deltas: delivery.put(request, deltas),
+            ended=lambda end: self._ended(request, calls, end),
+            is_cancelled=lambda: request.cancelled or self._closed,
+            asked=request.asked,
         )
-        return generation.run(prompt, started)
+
+    def _grammar(self, request: Request, calls: int) -> Callable[[], Constraint] | None:
+        """What the turn is held to; compiled beside the engine's thread, which goes on meanwhile."""
+        options, masks = request.options, self._masks
+        if options.masks and masks is not None:
+            grammar = self._format.grammar(request.tools, options, next_call_index=calls)
+            schemas = {str(tool["function"]["name"]): tool["function"].get("parameters", {}) for tool in request.tools}
+            return self._compiling.submit(masks.start, grammar, forbidden=options.forbidden_calls, schemas=schemas).result
+        asked = {
+            "tool_choice": options.tool_choice != "auto",
+            "response_schema": options.response_schema is not None,
+            "forbidden_tools": bool(options.forbidden_tools),
+            "forbidden_calls": bool(options.forbidden_calls),
+        }
+        if wanted := [name for name, is_asked in asked.items() if is_asked]:
+            why = "they are off for this turn" if not options.masks else f"model '{self.name}' has none"
+            raise InputError(f"{', '.join(wanted)} cannot be held to without masks, and {why}. Allow masks or leave it out.")
+        return None
+
+    def _ended(self, request: Request, calls: int, end: TurnEnd | BaseException) -> None:
+        self._delivery.last(request, end)
+        if isinstance(end, TurnEnd) and end.message.tool_calls and request.options.masks and self._masks is not None:
+            # the next turn of this chain is held to the same but for its calls' number: compile while the tools run
+            following = calls + len(end.message.tool_calls)
+            grammar = self._format.grammar(request.tools, request.options, next_call_index=following)
+            self._compiling.submit(self._masks.start, grammar)

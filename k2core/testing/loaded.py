@@ -8,7 +8,7 @@ import numpy as np
 from attrs import define, field
 
 from k2core.errors import K2Error
-from k2core.interfaces import MoEForward, Numerics, SequenceInput, Step, Want
+from k2core.interfaces import CacheMemory, MoEForward, Numerics, SequenceInput, Step, Want
 
 Next = Callable[[Sequence[int]], int]
 _MASK = (1 << 64) - 1
@@ -43,6 +43,8 @@ class HashModel:
         next_token: Next | None = None,
         fork_is_shared: bool = False,
         bytes_per_token: int = 100,
+        block_tokens: int = 16,
+        free_bytes: int | None = None,
     ) -> None:
         """A model.
 
@@ -52,13 +54,15 @@ class HashModel:
             next_token: gives the id whose logit is 1 (all others are 0); None hashes the ids into logits in [0, 8).
             fork_is_shared: what it says of its forks.
             bytes_per_token: cache bytes per token that it reports.
+            block_tokens: positions per block that it reports.
+            free_bytes: free memory that it reports.
         """
         self.geometry = SimpleNamespace(vocab_size=vocab, max_position_embeddings=positions)
         self.fork_is_shared = fork_is_shared
         self.computed = 0
         self.forwards = 0
         self._next = next_token
-        self._bytes = bytes_per_token
+        self._bytes, self._block, self._free = bytes_per_token, block_tokens, free_bytes
         self._sequences: dict[int, _Sequence] = {}
         self._handles = 0
         self._ramp = np.arange(1, vocab + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
@@ -99,21 +103,23 @@ class HashModel:
                 raise K2Error(f"cannot forward: no tokens for sequence {one.handle}")
             if min(one.token_ids) < 0 or max(one.token_ids) >= vocab:
                 raise K2Error(f"cannot forward: an id of sequence {one.handle} is outside the vocabulary of {vocab}")
+            if one.rows is not None and not 0 <= one.rows <= len(one.token_ids):
+                raise K2Error(f"cannot forward: {one.rows} rows of {len(one.token_ids)} tokens of sequence {one.handle}")
             if len(sequence.ids) + len(one.token_ids) > most:
                 raise K2Error(f"cannot forward: sequence {one.handle} would grow beyond {most} positions")
         rows: list[Any] = []
         hidden: list[float] = []
         for one in batch:
             sequence = self._sequences[one.handle]
-            for token in one.token_ids:
+            count = len(one.token_ids)
+            first = count - ({"last": 1, "all": count, "none": 0}[want.logits] if one.rows is None else one.rows)
+            for place, token in enumerate(one.token_ids):
                 state = (sequence.states[-1] * 6364136223846793005 + int(token) + 1442695040888963407) & _MASK
                 sequence.ids.append(int(token))
                 sequence.states.append(state)
                 hidden.append(state >> 40)
-                if want.logits == "all":
+                if place >= first:
                     rows.append(self._row(sequence))
-            if want.logits == "last":
-                rows.append(self._row(sequence))
         self.forwards += 1
         self.computed += len(hidden)
         logits = np.stack(rows) if rows else np.zeros((0, vocab), np.float32)
@@ -143,6 +149,11 @@ class HashModel:
     def bytes_of(self, handle: int) -> int:
         """Cache bytes as if every token had its own."""
         return self.length(handle) * self._bytes
+
+    def memory(self) -> CacheMemory:
+        """Blocks as if every sequence had its own."""
+        blocks = sum(-(-len(one.ids) // self._block) for one in self._sequences.values())
+        return CacheMemory(bytes_per_token=self._bytes, block_tokens=self._block, used_blocks=blocks, free_bytes=self._free)
 
     def info(self) -> Mapping[str, str]:
         """Names the stand-in."""

@@ -35,8 +35,11 @@ def says(*turns):
 
 
 @contextlib.contextmanager
-def engine(model=None, context=100_000, **options):
-    """An engine over a stand-in model; closed afterwards."""
+def engine(model=None, context=100_000, drafts=0, masks=False, **options):
+    """An engine over a stand-in model; closed afterwards.
+
+    Unless asked to it does not guess, so that counts are exact, and has no masks, so that a model may say anything.
+    """
     made = EngineModel(
         name="stand-in",
         backend="none",
@@ -44,6 +47,8 @@ def engine(model=None, context=100_000, **options):
         tokenizer=ByteTokenizer(),
         chat_format=FORMAT,
         profile=ModelProfile(context=context),
+        drafts=drafts,
+        masks=masks,
         **options,
     )
     try:
@@ -247,7 +252,7 @@ def test_the_event_loop_stays_free():
 
 
 def test_turns_of_several_tasks_share_one_thread():
-    """Turns asked for at once run one after the other, all on the same thread, each as if alone."""
+    """Turns asked for at once share their forwards, all on the same thread, each as if alone."""
     threads = set()
 
     class Watched(HashModel):
@@ -268,6 +273,7 @@ def test_turns_of_several_tasks_share_one_thread():
         expected = [asyncio.run(one(alone, f"question {number}")) for number in range(6)]
 
     assert found == expected
+    assert together._model.forwards < 60
     assert len(threads) == 1
     assert threading.get_ident() not in threads
 
@@ -332,7 +338,7 @@ def test_bad_requests_are_refused_before_anything_is_computed():
 
 
 def test_close_ends_a_running_turn_and_refuses_more():
-    """Closing stops the running turn with ``cancelled``, refuses waiting and later ones, and frees the model."""
+    """Closing stops the running turn with ``cancelled``, refuses those without a place and later ones, and frees the model."""
     model = HashModel(vocab=ByteTokenizer.vocab_size, next_token=says("a" * 1_000_000))
 
     async def main(made):
@@ -346,7 +352,7 @@ def test_close_ends_a_running_turn_and_refuses_more():
         await asyncio.to_thread(made.close)
         return await asyncio.gather(running, waiting, read(), return_exceptions=True)
 
-    with engine(model) as made:
+    with engine(model, most_running=1) as made:
         running, waiting, late = asyncio.run(main(made))
 
     assert running == "cancelled"

@@ -30,7 +30,7 @@ def opened(checkpoint, **options):
         chat_format=ByteFormat(),
         profile=ModelProfile(context=4096),
         checkpoint=checkpoint,
-        **options,
+        **{"drafts": 0, "masks": False, **options},
     )
 
 

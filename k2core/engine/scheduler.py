@@ -1,0 +1,222 @@
+"""Who computes what next: continuous batching over the turns that run, one forward per step.
+
+- Turns get their place in the order asked, as long as there is one and their longest possible cache fits beside what the
+  running ones may still take; the first that does not fit waits, and so do all behind it.
+- Every running turn that generates takes part in every step: with its last token and, where few generate, guesses behind it.
+- Prompts are computed in chunks. While others generate, all prompts together take at most `interleave` tokens of a step, so a
+  long prompt slows others' tokens by a bounded amount; the shortest rest is served first, none gets more than its share.
+- A prompt that begins like one that is being computed right now waits for the part they share, and then forks it.
+"""
+
+import time
+from collections import deque
+
+from attrs import define, field, frozen
+
+from k2core.engine.memory import MemoryPlan
+from k2core.engine.prefix import PrefixTree, common_prefix
+from k2core.engine.turn import Turn
+from k2core.errors import K2Error
+from k2core.interfaces import Array, LoadedModel, SequenceInput, Want
+from k2core.messages import TurnEnd
+
+_LAST = Want(logits="last")
+
+
+@frozen(kw_only=True)
+class _Piece:
+    """What one turn gives to a step: new tokens, the last of which are a guess, and how many rows it gets back."""
+
+    turn: Turn
+    token_ids: list[int]
+    rows: int
+    guess: list[int] = field(factory=list)
+
+
+@define(kw_only=True, eq=False)
+class Scheduler:
+    """The turns of one model. Single-threaded, as the model is.
+
+    Attributes:
+        model: computes.
+        prefix: its live sequences.
+        plan: its memory.
+        most_running: turns in a batch.
+        prefill_chunk: tokens of prompts per step while nothing is generated.
+        interleave: the same while something is.
+        most_guessed: tokens guessed per step, by all turns together.
+    """
+
+    model: LoadedModel
+    prefix: PrefixTree
+    plan: MemoryPlan
+    most_running: int = 32
+    prefill_chunk: int = 512
+    interleave: int = 64
+    most_guessed: int = 8
+    _waiting: deque[Turn] = field(factory=deque, init=False)
+    _running: list[Turn] = field(factory=list, init=False)
+    _crowded: bool = field(default=False, init=False)  # the first in the queue did not fit; asked again when a turn has ended
+
+    def add(self, turn: Turn) -> None:
+        """Put a turn into the queue."""
+        self._waiting.append(turn)
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._running or self._waiting)
+
+    @property
+    def waiting(self) -> int:
+        """Turns without a place."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Turns with a place."""
+        return len(self._running)
+
+    def refuse_waiting(self, reason: BaseException) -> None:
+        """End every turn that has no place yet."""
+        while self._waiting:
+            self._waiting.popleft().ended(reason)
+
+    def step(self) -> None:
+        """Let turns in, run one forward, and hand its rows out."""
+        for turn in [one for one in self._running if one.is_cancelled()]:
+            turn.finish = "cancelled"
+            self._end(turn)
+        if self._waiting:
+            self._waiting = deque(one for one in self._waiting if not one.is_cancelled())
+            self._admit()
+        pieces = self._pieces()
+        if not pieces:
+            return
+        try:
+            self._run(pieces)
+        except K2Error as error:  # nothing has changed then, by contract
+            if len(pieces) == 1:
+                self._fail(pieces[0].turn, error)
+                return
+            for piece in pieces:  # only the one that cannot go on shall end
+                try:
+                    self._run([piece])
+                except K2Error as own:
+                    self._fail(piece.turn, own)
+        except BaseException as error:  # nobody knows what the caches of these sequences hold
+            for piece in pieces:
+                self._fail(piece.turn, error, drop=True)
+
+    def _admit(self) -> None:
+        if self._crowded:
+            return
+        later: list[Turn] = []
+        while self._waiting and len(self._running) < self.most_running:
+            turn = self._waiting.popleft()
+            if self._is_being_computed(turn.prompt):
+                later.append(turn)
+                continue
+            sequence = self.prefix.begin(turn.prompt)
+            need = self.plan.need(turn.longest, held=len(sequence.ids))
+            if not self.prefix.make_room(self._promised() + need) and self._running:
+                self.prefix.give_up(sequence, turn.prompt)
+                self.prefix.make_room(self._promised())
+                self._waiting.appendleft(turn)
+                self._crowded = True
+                break
+            turn.begin(sequence)
+            self._running.append(turn)
+        self._waiting.extendleft(reversed(later))
+
+    def _is_being_computed(self, prompt: list[int]) -> bool:
+        """Whether a running turn is about to compute a part of *prompt* that nobody has computed yet."""
+        known: int | None = None
+        for one in self._running:
+            if one.left:
+                shared = common_prefix(one.prompt, prompt, len(prompt) - 1)
+                known = self.prefix.shared(prompt) if known is None else known
+                if shared > known:
+                    return True
+        return False
+
+    def _promised(self) -> int:
+        """Blocks that the running turns may still take."""
+        return sum(self.plan.need(one.longest, held=one.held) for one in self._running)
+
+    def _pieces(self) -> list[_Piece]:
+        pieces: list[_Piece] = []
+        prompts: list[Turn] = []
+        writing: list[Turn] = []
+        for turn in self._running:
+            (prompts if turn.left else writing).append(turn)
+        for turn in writing:
+            guess = turn.guess(self.most_guessed // len(writing))
+            pieces.append(_Piece(turn=turn, token_ids=[turn.last, *guess], rows=1 + len(guess), guess=guess))
+        budget = self.interleave if writing else self.prefill_chunk
+        prompts.sort(key=lambda one: one.left)
+        for place, turn in enumerate(prompts):
+            count = min(turn.left, max(1, budget // (len(prompts) - place)))
+            if budget < 1:
+                break
+            budget -= count
+            assert turn.sequence is not None  # a turn with its place
+            start = len(turn.sequence.ids)
+            pieces.append(_Piece(turn=turn, token_ids=turn.prompt[start : start + count], rows=int(count == turn.left)))
+        return pieces
+
+    def _run(self, pieces: list[_Piece]) -> None:
+        """One forward, and what follows from it for each turn."""
+        batch = [
+            SequenceInput(handle=piece.turn.sequence.handle, token_ids=piece.token_ids, rows=piece.rows)  # type: ignore[union-attr]
+            for piece in pieces
+        ]
+        begun = time.perf_counter()
+        logits = self.model.forward(batch, _LAST).logits
+        per_token = (time.perf_counter() - begun) / sum(len(piece.token_ids) for piece in pieces)
+        at = 0
+        for piece in pieces:
+            rows = logits[at : at + piece.rows]
+            at += piece.rows
+            self._hand_out(piece, rows, per_token)
+
+    def _hand_out(self, piece: _Piece, rows: Array, per_token: float) -> None:
+        turn, sequence = piece.turn, piece.turn.sequence
+        assert sequence is not None  # a turn with its place
+        kept = len(piece.token_ids) - len(piece.guess)
+        turn.computed += len(piece.token_ids)
+        turn.model_seconds += per_token * len(piece.token_ids)
+        failure: BaseException | None = None
+        try:
+            kept += turn.take(rows, piece.guess) if piece.rows else 0
+        except Exception as error:  # of this turn alone: its sampler, parser or mask
+            failure = error
+        refused = len(piece.token_ids) - kept
+        if refused:
+            self.model.truncate(sequence.handle, len(sequence.ids) + kept)
+        self.prefix.extend(sequence, piece.token_ids[:kept], refused=refused)
+        if failure is not None:
+            self._fail(turn, failure)
+        elif turn.finish is not None:
+            self._end(turn)
+
+    def _end(self, turn: Turn) -> None:
+        try:
+            end: TurnEnd | BaseException = turn.end()
+        except Exception as error:  # the parser's
+            end = error
+        self._leave(turn, end)
+
+    def _fail(self, turn: Turn, error: BaseException, *, drop: bool = False) -> None:
+        self._leave(turn, error, drop=drop)
+
+    def _leave(self, turn: Turn, end: TurnEnd | BaseException, *, drop: bool = False) -> None:
+        self._running.remove(turn)
+        self._crowded = False
+        assert turn.sequence is not None  # a turn with its place
+        if drop:
+            self.prefix.drop(turn.sequence)
+        else:
+            self.prefix.release(turn.sequence)
+            self.prefix.make_room(self._promised())
+        turn.ended(end)
