@@ -109,6 +109,8 @@ Delta = ReasoningDelta | ContentDelta | CallStarted | ArgumentsDelta
 
 def joined(deltas: Sequence[Delta]) -> list[Delta]:
     """The same stream with neighbouring texts of one kind (and one call) joined."""
+    if len(deltas) < 2:
+        return list(deltas)
     out: list[Delta] = []
     for _, group in groupby(deltas, lambda one: (type(one), getattr(one, "index", None))):
         first, *rest = group

@@ -184,7 +184,11 @@ class LoadedModel(Protocol):
         ...
 
     def memory(self) -> CacheMemory:
-        """Cache memory, as it is now."""
+        """Cache memory, as it is now; what is free may take a while to find out."""
+        ...
+
+    def used_blocks(self) -> int:
+        """Blocks of live sequences; one that several share counts once. Cheap."""
         ...
 
     def info(self) -> Mapping[str, str]:

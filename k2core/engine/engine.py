@@ -199,7 +199,7 @@ class EngineModel:
             prompt_tokens=self.prefix.prompt_tokens,
             cached_tokens=self.prefix.cached_tokens,
             computed_tokens=self.prefix.computed_tokens,
-            used_blocks=self._model.memory().used_blocks,
+            used_blocks=self._model.used_blocks(),
             most_blocks=self.plan.blocks,
         )
 

@@ -47,7 +47,7 @@ class LiveSequence:
 
     Attributes:
         handle: the model's.
-        ids: the tokens in its cache.
+        ids: the tokens in its cache; while in use, the tree may know of fewer.
         in_use: a turn runs on it; it is neither continued by another nor freed.
         used: when it was used last, by the tree's own count.
     """
@@ -127,15 +127,17 @@ class PrefixTree:
         self.computed_tokens += len(token_ids) + refused
         sequence.ids.extend(token_ids)
         node = sequence._node
-        if node.parent is not None and not node.children and len(node.members) == 1:  # its own end, as while generating
+        is_own = node.parent is not None and not node.children and len(node.members) == 1
+        if is_own and node.end + len(token_ids) == len(sequence.ids):
             node.ids.extend(token_ids)
             node.end += len(token_ids)
-        else:
-            self._insert(sequence, token_ids)
+        elif len(token_ids) > 1:  # a prompt, which others may wait for; generated tokens can wait for the turn's end
+            self._insert(sequence)
 
     def release(self, sequence: LiveSequence) -> None:
         """The turn on *sequence* is over: it stays for the next one that shares it, until `make_room` frees it."""
         sequence.in_use = False
+        self._insert(sequence)
         self._touch(sequence)
 
     def give_up(self, sequence: LiveSequence, prompt: Sequence[int]) -> None:
@@ -158,7 +160,7 @@ class PrefixTree:
         """Free idle sequences until *blocks* more fit; False where even freeing all of them would not do."""
         if self.most_blocks is None:
             return True
-        while self.model.memory().used_blocks + blocks > self.most_blocks:
+        while self.model.used_blocks() + blocks > self.most_blocks:
             idle = [one for one in self._live if not one.in_use]
             if not idle:
                 return False
@@ -200,20 +202,19 @@ class PrefixTree:
         """The node that ends at *length*, which is on *node* or at its end."""
         return node if length == node.end else _split(node, length - (node.end - len(node.ids)))
 
-    def _insert(self, sequence: LiveSequence, token_ids: Sequence[int]) -> None:
-        node, at = sequence._node, 0
-        while at < len(token_ids):
-            child = node.children.get(token_ids[at])
+    def _insert(self, sequence: LiveSequence) -> None:
+        """Bring the tree up to all that *sequence* holds."""
+        node, at, ids = sequence._node, sequence._node.end, sequence.ids
+        while at < len(ids):
+            child = node.children.get(ids[at])
             if child is None:
-                child = _Node(list(token_ids[at:]), node.end + len(token_ids) - at, node)
-                node.children[token_ids[at]] = child
+                child = node.children[ids[at]] = _Node(ids[at:], len(ids), node)
             else:
-                length = common_prefix(child.ids, token_ids, len(token_ids) - at, at)
+                length = common_prefix(child.ids, ids, len(ids) - at, at)
                 if length < len(child.ids):
                     child = _split(child, length)
             child.members.add(sequence)
-            at += len(child.ids)
-            node = child
+            node, at = child, child.end
         sequence._node = node
 
     def _cut(self, sequence: LiveSequence, length: int) -> None:
@@ -250,11 +251,11 @@ def common_prefix(one: Sequence[int], other: Sequence[int], limit: int, start: i
     most = min(len(one), len(other) - start, limit)
     at = 0
     # whole blocks are compared in C; only the block where they part is walked
-    while at < most and one[at : at + _BLOCK] == other[start + at : start + at + _BLOCK]:
-        at += _BLOCK
-    if at >= most:
-        return max(0, most)
-    end = min(at + _BLOCK, most)
-    while at < end and one[at] == other[start + at]:
-        at += 1
-    return at
+    while at < most:
+        end = min(at + _BLOCK, most)
+        if one[at:end] != other[start + at : start + end]:
+            while one[at] == other[start + at]:
+                at += 1
+            return at
+        at = end
+    return max(0, most)

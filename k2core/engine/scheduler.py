@@ -10,8 +10,9 @@
 
 import time
 from collections import deque
+from collections.abc import Sequence
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from k2core.engine.memory import MemoryPlan
 from k2core.engine.prefix import PrefixTree, common_prefix
@@ -23,14 +24,14 @@ from k2core.messages import TurnEnd
 _LAST = Want(logits="last")
 
 
-@frozen(kw_only=True)
+@define(eq=False)
 class _Piece:
     """What one turn gives to a step: new tokens, the last of which are a guess, and how many rows it gets back."""
 
     turn: Turn
     token_ids: list[int]
     rows: int
-    guess: list[int] = field(factory=list)
+    guess: Sequence[int] = ()
 
 
 @define(kw_only=True, eq=False)
@@ -150,9 +151,10 @@ class Scheduler:
         writing: list[Turn] = []
         for turn in self._running:
             (prompts if turn.left else writing).append(turn)
+        most_guessed = self.most_guessed // len(writing) if writing else 0
         for turn in writing:
-            guess = turn.guess(self.most_guessed // len(writing))
-            pieces.append(_Piece(turn=turn, token_ids=[turn.last, *guess], rows=1 + len(guess), guess=guess))
+            guess = turn.guess(most_guessed) if most_guessed else ()
+            pieces.append(_Piece(turn, [turn.last, *guess], 1 + len(guess), guess))
         budget = self.interleave if writing else self.prefill_chunk
         prompts.sort(key=lambda one: one.left)
         for place, turn in enumerate(prompts):
@@ -162,7 +164,7 @@ class Scheduler:
             budget -= count
             assert turn.sequence is not None  # a turn with its place
             start = len(turn.sequence.ids)
-            pieces.append(_Piece(turn=turn, token_ids=turn.prompt[start : start + count], rows=int(count == turn.left)))
+            pieces.append(_Piece(turn, turn.prompt[start : start + count], int(count == turn.left)))
         return pieces
 
     def _run(self, pieces: list[_Piece]) -> None:

@@ -150,9 +150,13 @@ class HashModel:
         """Cache bytes as if every token had its own."""
         return self.length(handle) * self._bytes
 
-    def memory(self) -> CacheMemory:
+    def used_blocks(self) -> int:
         """Blocks as if every sequence had its own."""
-        blocks = sum(-(-len(one.ids) // self._block) for one in self._sequences.values())
+        return sum(-(-len(one.ids) // self._block) for one in self._sequences.values())
+
+    def memory(self) -> CacheMemory:
+        """What it was told to report."""
+        blocks = self.used_blocks()
         return CacheMemory(bytes_per_token=self._bytes, block_tokens=self._block, used_blocks=blocks, free_bytes=self._free)
 
     def info(self) -> Mapping[str, str]:

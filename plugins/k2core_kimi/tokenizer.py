@@ -143,6 +143,16 @@ class KimiTokenizer:
                 raise TokenizerError(f"token id {token} is outside the vocabulary of {size} ids")
         return b"".join([pieces[token] for token in token_ids])
 
+    def piece(self, token: int) -> bytes:
+        """The exact bytes of one id, a control token as its text.
+
+        Raises:
+            TokenizerError: the id is outside the vocabulary.
+        """
+        if not 0 <= token < self.vocab_size:
+            raise TokenizerError(f"token id {token} is outside the vocabulary of {self.vocab_size} ids")
+        return self._pieces[token]
+
     def stream(self) -> "TextStream":
         """A decoder for ids that arrive piece by piece."""
         return TextStream(self)

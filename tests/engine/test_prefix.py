@@ -60,7 +60,7 @@ class Conversations(RuleBasedStateMachine):
 
     def ask(self, prompt, *, keep=False):
         """Compute a prompt; its sequence must hold exactly the prompt, and share all that any sequence holds of it."""
-        held = [self.model.ids_of(one) for one in self.model.live]
+        held = [self.model.ids_of(one.handle)[: one._node.end] for one in self.tree.live]
         known = max((common_prefix(list(one), prompt, len(prompt) - 1) for one in held), default=0)
         sequence, reused = start(self.tree, prompt)
 
@@ -138,7 +138,7 @@ class Conversations(RuleBasedStateMachine):
             for member in node.members:
                 assert member.ids[: len(path)] == path
                 if member._node is node:
-                    assert member.ids == path
+                    assert member.ids == path or member.in_use
                     seen.add(member)
             for first, child in node.children.items():
                 assert child.parent is node
@@ -152,7 +152,7 @@ class Conversations(RuleBasedStateMachine):
     def limit_holds(self):
         """Idle sequences never keep the cache above its limit; counters add up."""
         if any(not one.in_use for one in self.tree.live):
-            assert self.model.memory().used_blocks <= 70 + sum(blocks(len(ids)) for _, ids in self.running)
+            assert self.model.used_blocks() <= 70 + sum(blocks(len(ids)) for _, ids in self.running)
         generated = self.model.computed - (self.tree.prompt_tokens - self.tree.cached_tokens)
         assert generated >= 0
         assert self.tree.computed_tokens == self.model.computed

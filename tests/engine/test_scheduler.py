@@ -155,7 +155,7 @@ class Bounded(HashModel):
     def forward(self, batch, want=None):
         """Note the blocks afterwards."""
         step = super().forward(batch, want)
-        self.most = max(self.most, self.memory().used_blocks)
+        self.most = max(self.most, self.used_blocks())
         return step
 
 
@@ -181,7 +181,7 @@ def cancel_at_random(model, count, seed):
     """*count* turns, all cancelled at some random point; afterwards nothing is held but what nobody uses."""
     rng = random.Random(seed)
     scheduler = schedule(model, context=512, prefill_chunk=32, interleave=16, most_running=8, most_guessed=4)
-    before = model.memory()
+    before = model.used_blocks()
     asked = []
     for number in range(count):
         shared = [rng.randrange(5)] * rng.randrange(1, 60)
@@ -198,12 +198,12 @@ def cancel_at_random(model, count, seed):
     for one in asked:
         one.is_cancelled = True
     run(scheduler)
-    used = model.memory().used_blocks
+    used = model.used_blocks()
     assert not any(one.in_use for one in scheduler.prefix.live)
     scheduler.prefix.clear()
 
     assert used > 0
-    assert model.memory().used_blocks == before.used_blocks == 0
+    assert model.used_blocks() == before == 0
     ends = [one.end for one in asked if one.end is not None]
     assert not any(isinstance(end, BaseException) for end in ends)
     return sum(end.finish_reason == "cancelled" for end in ends)
