@@ -50,7 +50,7 @@ def evaluate(
     apply_threads(settings)
 
     from k2core.cli.screen import stderr_screen
-    from k2core.evaluation import EvaluationRequest
+    from k2core.testing.evaluation import EvaluationRequest
     from k2core.events import StatusLine
 
     screen = stderr_screen()

@@ -16,11 +16,11 @@ import asyncio
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 from k2core.engine.drafts import Drafter
 from k2core.engine.fingerprint import fingerprint
@@ -30,10 +30,22 @@ from k2core.engine.prefix import PrefixTree
 from k2core.engine.request import Delivery, Request
 from k2core.engine.sampler import Sampler
 from k2core.engine.scheduler import Scheduler
+from k2core.engine.switch import SwitchReport, judge
 from k2core.engine.turn import Turn
 from k2core.errors import CapacityError, InputError, K2Error
 from k2core.interfaces import ChatFormat, GenerateOptions, LoadedModel, ModelProfile, Tokenizer
 from k2core.messages import Delta, Message, TurnEnd
+
+
+@frozen(kw_only=True, eq=False)
+class _Switch:
+    """Another model to go on with; asked for by one thread, made by the engine's."""
+
+    model: LoadedModel
+    backend: str
+    check: int
+    limit: float | None
+    done: "Future[SwitchReport]" = field(factory=Future)
 
 
 @frozen(kw_only=True)
@@ -67,8 +79,6 @@ class EngineModel:
     Attributes:
         name: the model's name.
         profile: what the agent should know of it; ``profile.context`` bounds prompt and completion together.
-        plan: its cache memory.
-        prefix: the live sequences with their counters; to be read while no turn is running.
     """
 
     def __init__(
@@ -110,21 +120,20 @@ class EngineModel:
         """
         self.name = name
         self.profile = profile
-        self.plan = MemoryPlan.of(model.memory(), profile.context, cache_bytes)
-        self.prefix = PrefixTree(model=model, most_blocks=self.plan.blocks)
+        plan = MemoryPlan.of(model.memory(), profile.context, cache_bytes)
         self._backend = backend
-        self._model = model
+        self._cache_bytes = cache_bytes
         self._format = chat_format
         self._checkpoint = checkpoint
         self._drafts = max(0, drafts)
         self._masks = Masks(tokenizer, chat_format.stop_ids) if masks and hasattr(chat_format, "grammar") else None
         self._compiling = ThreadPoolExecutor(1, "k2core-grammar")
         self._delivery = Delivery()
-        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Request | _Switch | None] = queue.SimpleQueue()
         self._scheduler = Scheduler(
             model=model,
-            prefix=self.prefix,
-            plan=self.plan,
+            prefix=PrefixTree(model=model, most_blocks=plan.blocks),
+            plan=plan,
             most_running=max(1, most_running),
             prefill_chunk=max(1, prefill_chunk),
             interleave=max(1, interleave),
@@ -134,6 +143,21 @@ class EngineModel:
         self._worker: threading.Thread | None = None
         self._closed = False
         self._identity: dict[str, str] | None = None
+        self._switched = ""  # report of the last switch
+
+    @property
+    def plan(self) -> MemoryPlan:
+        """The cache memory that turns are held to."""
+        return self._scheduler.plan
+
+    @property
+    def prefix(self) -> PrefixTree:
+        """The live sequences with their counters; to be read while no turn is running."""
+        return self._scheduler.prefix
+
+    @property
+    def _model(self) -> LoadedModel:
+        return self._scheduler.model
 
     async def generate(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], options: GenerateOptions
@@ -188,8 +212,35 @@ class EngineModel:
                 "numerics": self._model.numerics,
                 "weights": "" if self._checkpoint is None else fingerprint(self._checkpoint),
                 "batch_invariant": "yes" if self._model.batch_invariant else "no",
+                **({"switch": self._switched} if self._switched else {}),
             }
         return dict(self._identity)
+
+    def use(self, model: LoadedModel, *, backend: str, check: int = 64, limit: float | None = None) -> SwitchReport:
+        """Go on with another model of the same checkpoint, in the middle of everything; returns how the two differ.
+
+        Between two steps the last *check* tokens of the conversation used last are scored on both. Within the limit, running
+        turns go on with the new model, their caches computed again from token ids, and the old model is closed.
+
+        Args:
+            model: without live sequences; the engine owns it from here on, and closes it where the switch is refused.
+            backend: its backend's name.
+            check: tokens to compare; fewer where the conversation is shorter. Without one, a first question is taken.
+            limit: largest difference of two logits; None is what the contract says, see `k2core.engine.switch`.
+
+        Raises:
+            SwitchRefused: they differ by more; says by how much. Everything goes on with the old model.
+            InputError: there is no contract and no limit, or it is not the same checkpoint.
+            CapacityError: the new model has no room for the context.
+            K2Error: the engine is closed.
+        """
+        wanted = _Switch(model=model, backend=backend, check=check, limit=limit)
+        try:
+            self._submit(wanted)
+            return wanted.done.result()
+        except BaseException:
+            model.close()
+            raise
 
     def load(self) -> Load:
         """What the engine is doing just now; numbers may be a step apart while it runs."""
@@ -217,7 +268,7 @@ class EngineModel:
         self.prefix.clear()
         self._model.close()
 
-    def _submit(self, request: Request) -> None:
+    def _submit(self, request: Request | _Switch) -> None:
         with self._lock:
             if self._closed:
                 raise K2Error(f"cannot generate with model '{self.name}': it is closed. Open it again.")
@@ -234,7 +285,9 @@ class EngineModel:
                 if request is None:
                     self._wind_down()
                     return
-                if not request.cancelled:
+                if isinstance(request, _Switch):
+                    self._switch(request)
+                elif not request.cancelled:
                     self._begin(request)
                     delivery.flush()
             scheduler.step()
@@ -245,6 +298,22 @@ class EngineModel:
         self._scheduler.refuse_waiting(K2Error(f"model '{self.name}' was closed before this turn began"))
         self._scheduler.step()
         self._delivery.flush()
+
+    def _switch(self, wanted: _Switch) -> None:
+        try:
+            if self._closed:
+                raise K2Error(f"cannot switch: model '{self.name}' was closed")
+            old, new = self._model, wanted.model
+            plan = MemoryPlan.of(new.memory(), self.profile.context, self._cache_bytes)
+            ids = self._scheduler.recent() or self._format.render([Message(role="user", content="What is 23 times 47?")])
+            report = judge(old, new, ids, check=wanted.check, limit=wanted.limit)
+            self._scheduler.move(new, plan)
+        except BaseException as error:  # carried over to the waiting thread; the worker lives on with the old model
+            wanted.done.set_exception(error)
+        else:
+            self._backend, self._switched, self._identity = wanted.backend, str(report), None
+            wanted.done.set_result(report)
+            old.close()
 
     def _begin(self, request: Request) -> None:
         try:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from attrs import define, field
 
 from k2core.engine.memory import MemoryPlan
-from k2core.engine.prefix import PrefixTree, common_prefix
+from k2core.engine.prefix import LiveSequence, PrefixTree, common_prefix
 from k2core.engine.turn import Turn
 from k2core.errors import K2Error
 from k2core.interfaces import Array, LoadedModel, SequenceInput, Want
@@ -82,6 +82,37 @@ class Scheduler:
         """End every turn that has no place yet."""
         while self._waiting:
             self._waiting.popleft().ended(reason)
+
+    def recent(self) -> list[int]:
+        """Token ids of the sequence used last, one that runs before others; empty where none lives."""
+        last = max(self.prefix.live, key=lambda one: (one.in_use, one.used), default=None)
+        return [] if last is None else list(last.ids)
+
+    def move(self, model: LoadedModel, plan: MemoryPlan) -> None:
+        """Go on with another model: what running turns have in the cache is computed again there, the rest is forgotten.
+
+        Raises:
+            K2Error: the new model failed; everything is as before, and it holds nothing.
+        """
+        tree = PrefixTree(model=model, most_blocks=plan.blocks)
+        moved: list[LiveSequence] = []
+        try:
+            for turn in self._running:
+                assert turn.sequence is not None  # a turn with its place
+                sequence = tree.begin([*turn.sequence.ids, 0])  # the token that comes next does not matter
+                moved.append(sequence)
+                while rest := turn.sequence.ids[len(sequence.ids) :][: self.prefill_chunk]:
+                    model.forward([SequenceInput(handle=sequence.handle, token_ids=rest, rows=0)])
+                    tree.extend(sequence, rest)
+        except BaseException:
+            tree.clear()
+            raise
+        for turn, sequence in zip(self._running, moved, strict=True):
+            turn.sequence = sequence
+        tree.prompt_tokens, tree.cached_tokens = self.prefix.prompt_tokens, self.prefix.cached_tokens
+        tree.computed_tokens += self.prefix.computed_tokens
+        self.prefix.clear()
+        self.model, self.prefix, self.plan, self._crowded = model, tree, plan, False
 
     def step(self) -> None:
         """Let turns in, run one forward, and hand its rows out."""

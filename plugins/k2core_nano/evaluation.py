@@ -24,7 +24,7 @@ from k2core.agent.journal import Journal
 from k2core.agent.loop import Agent, RunResult, result_of
 from k2core.agent.session import Choice, open_model, session_tools
 from k2core.errors import ToolError, UnknownName
-from k2core.evaluation import EvaluationReport, EvaluationRequest
+from k2core.testing.evaluation import EvaluationReport, EvaluationRequest
 from k2core.events import Stored, ToolIntent, ToolReturned
 from k2core.interfaces import ChatModel, GenerateOptions, Tool, Verifier
 from k2core.plugins import Plugins

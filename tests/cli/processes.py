@@ -207,7 +207,7 @@ class Elsewhere(Here):
 
 
 def fake_evaluation(plugins, request):
-    from k2core.evaluation import EvaluationReport
+    from k2core.testing.evaluation import EvaluationReport
 
     for done in range(request.count):
         request.progress("asking", done + 1, request.count)

@@ -1,0 +1,149 @@
+"""Another model under a running conversation: the same tokens scored on both, before anything moves.
+
+The cache of the one cannot be read by the other, so it is computed again from token ids. The last of them are scored on both:
+what differs is reported, and beyond its limit the switch is refused and everything stays as it was.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from attrs import frozen
+
+from k2core.errors import InputError, K2Error
+from k2core.interfaces import Array, LoadedModel, SequenceInput, Want
+
+CHUNK = 512  # tokens per forward while a cache is computed again
+EXACT_DELTA = 1e-3  # of two backends in `exact`, end to end; greedy tokens agree wherever the best leads by twice as much
+
+
+@frozen(kw_only=True)
+class SwitchReport:
+    """How two models score the same tokens.
+
+    Attributes:
+        tokens: positions that were compared.
+        context: tokens before and with them.
+        max_delta: largest difference of two logits.
+        mean_kl, max_kl: of the second's next-token distribution from the first's, nats per position.
+        flips: positions with another most probable token.
+        clear_flips: of these, where the first's lead over its second choice exceeds twice the limit.
+        limit: the most that `max_delta` may be.
+    """
+
+    tokens: int
+    context: int
+    max_delta: float
+    mean_kl: float
+    max_kl: float
+    flips: int
+    clear_flips: int
+    limit: float
+
+    @property
+    def is_within(self) -> bool:
+        """Whether the switch may be made."""
+        return self.max_delta <= self.limit and not self.clear_flips
+
+    def __str__(self) -> str:
+        return (
+            f"{self.tokens} tokens: max |Δlogit| {self.max_delta:.2e} (limit {self.limit:.0e}), "
+            f"KL mean {self.mean_kl:.1e} max {self.max_kl:.1e}, {self.flips} argmax flips, {self.clear_flips} of them clear"
+        )
+
+
+class SwitchRefused(K2Error):
+    """Two models differ by more than their contract allows; `report` has the figures."""
+
+    def __init__(self, message: str, report: SwitchReport) -> None:
+        super().__init__(message)
+        self.report = report
+
+
+def limit_of(old: LoadedModel, new: LoadedModel, limit: float | None) -> float:
+    """The most that logits may differ: *limit*, or what the contract of both models' numerics says.
+
+    Raises:
+        InputError: no contract covers the two numerics, and no limit is given; or their vocabularies differ.
+    """
+    if old.geometry.vocab_size != new.geometry.vocab_size:
+        raise InputError(
+            f"cannot switch: the new model has {new.geometry.vocab_size} tokens, the old one {old.geometry.vocab_size}. "
+            "Only the same checkpoint on another backend can go on with a conversation."
+        )
+    if limit is not None:
+        return limit
+    if old.numerics == new.numerics == "exact":
+        return EXACT_DELTA
+    raise InputError(
+        f"cannot judge a switch from numerics '{old.numerics}' to '{new.numerics}': only exact to exact has a limit of its own. "
+        "Give the largest difference of logits to accept."
+    )
+
+
+def score(model: LoadedModel, token_ids: Sequence[int], last: int) -> Array:
+    """Logits behind each of the last *last* tokens: (last, vocab) float32. The sequence is freed again."""
+    handle = model.new_sequence()
+    try:
+        cut = len(token_ids) - last
+        for start in range(0, cut, CHUNK):
+            model.forward([SequenceInput(handle=handle, token_ids=token_ids[start : min(start + CHUNK, cut)], rows=0)])
+        rows = []
+        for start in range(cut, len(token_ids), CHUNK):
+            chunk = token_ids[start : start + CHUNK]
+            rows.append(model.forward([SequenceInput(handle=handle, token_ids=chunk)], Want(logits="all")).logits)
+        return np.concatenate(rows)
+    finally:
+        model.free(handle)
+
+
+def compare(old: Array, new: Array, *, context: int, limit: float) -> SwitchReport:
+    """The report on two scores of the same tokens.
+
+    Args:
+        old, new: (tokens, vocab) float32.
+        context: tokens before and with them.
+        limit: see `SwitchReport`.
+    """
+    first, second = (np.asarray(one, np.float64) for one in (old, new))
+    left, right = _log_probabilities(first), _log_probabilities(second)
+    divergence = np.maximum((np.exp(left) * (left - right)).sum(1), 0.0)
+    flipped = first.argmax(1) != second.argmax(1)
+    top = np.partition(first, -2, axis=1)[:, -2:]
+    clear = flipped & (top[:, 1] - top[:, 0] > 2 * limit)
+    return SwitchReport(
+        tokens=len(first),
+        context=context,
+        max_delta=_finite_max(np.abs(first - second)),
+        mean_kl=float(divergence.mean()),
+        max_kl=_finite_max(divergence),
+        flips=int(flipped.sum()),
+        clear_flips=int(clear.sum()),
+        limit=limit,
+    )
+
+
+def judge(old: LoadedModel, new: LoadedModel, token_ids: Sequence[int], *, check: int, limit: float | None) -> SwitchReport:
+    """Score the last *check* of *token_ids* on both models.
+
+    Raises:
+        InputError: *check* is below 1, or see `limit_of`.
+        SwitchRefused: they differ by more than the limit.
+    """
+    if check < 1:
+        raise InputError(f"cannot switch after checking {check} tokens; check at least 1")
+    allowed = limit_of(old, new, limit)
+    last = min(check, len(token_ids))
+    report = compare(score(old, token_ids, last), score(new, token_ids, last), context=len(token_ids), limit=allowed)
+    if not report.is_within:
+        raise SwitchRefused(f"the switch is refused, the models differ: {report}", report)
+    return report
+
+
+def _log_probabilities(logits: Array) -> Array:
+    shifted = logits - logits.max(1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
+
+
+def _finite_max(values: Array) -> float:
+    """The largest value; infinite where one is no number, so that no limit allows it."""
+    return float(values.max()) if np.isfinite(values).all() else float("inf")
