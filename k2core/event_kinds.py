@@ -2,7 +2,7 @@
 
 In the order of a run::
 
-    run.started message* (turn (tool.intent tool.result)* note? verdict?)* budget? warning* answer run.ended
+    run.started message* (model.switched? turn (tool.intent tool.result)* note? verdict?)* budget? warning* answer run.ended
 """
 
 from collections.abc import Mapping
@@ -98,6 +98,14 @@ class MessageAdded(Journalled):
             name=self.name,
             token_ids=self.token_ids,
         )
+
+
+@frozen(kw_only=True)
+class ModelSwitched(Journalled):
+    """The run goes on with another model or backend; `model` is its identity, with the report of the switch if there is one."""
+
+    kind: ClassVar[str] = "model.switched"
+    model: Mapping[str, str]
 
 
 @frozen(kw_only=True)

@@ -25,6 +25,7 @@ from k2core.event_kinds import (
     ClaimEvidence,
     Journalled,
     MessageAdded,
+    ModelSwitched,
     NoteKept,
     ResultsHidden,
     RunEnded,
@@ -38,9 +39,9 @@ from k2core.event_kinds import (
 from k2core.messages import Delta
 
 __all__ = [
-    "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "ClaimEvidence", "Event", "Journalled",
-    "Live", "MessageAdded", "NoteKept", "ResultsHidden", "RunEnded", "RunStarted", "StatusLine", "Stored", "ToolIntent",
-    "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
+    "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "ClaimEvidence", "Event",
+    "Journalled", "Live", "MessageAdded", "ModelSwitched", "NoteKept", "ResultsHidden", "RunEnded", "RunStarted", "StatusLine",
+    "Stored", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
 ]  # fmt: skip
 
 
@@ -64,6 +65,7 @@ class UnknownEvent:
 Event = (
     RunStarted
     | MessageAdded
+    | ModelSwitched
     | TurnEnded
     | ToolIntent
     | ToolReturned

@@ -156,6 +156,11 @@ class Usage:
     drafted_tokens: int = 0
     accepted_tokens: int = 0
 
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt that needed no computing."""
+        return self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0
+
 
 @frozen(kw_only=True)
 class TurnEnd:

@@ -18,6 +18,8 @@ class RunResult:
         answer: the answer's event.
         calls: tool calls of this question.
         tokens: generated tokens of this question.
+        prompt_tokens: of all turns' prompts together.
+        cached_tokens: of these, the ones that needed no computing.
         computed_tokens: tokens that went through the model, prompts included.
         reasoning_tokens: generated tokens that were thinking.
         seconds: wall time.
@@ -30,6 +32,8 @@ class RunResult:
     answer: AnswerGiven
     calls: int
     tokens: int
+    prompt_tokens: int
+    cached_tokens: int
     computed_tokens: int
     reasoning_tokens: int
     seconds: float
@@ -50,6 +54,8 @@ def result_of(events: Sequence[Stored]) -> RunResult:
         answer=answer,
         calls=end.calls,
         tokens=end.tokens,
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
         computed_tokens=sum(usage.computed_tokens for usage in usages),
         reasoning_tokens=sum(usage.reasoning_tokens for usage in usages),
         seconds=end.seconds,

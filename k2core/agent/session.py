@@ -12,18 +12,31 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from k2core.agent.budget import Limits
 from k2core.agent.control import control_tools
 from k2core.agent.journal import Journal, default_path
 from k2core.agent.loop import Agent
 from k2core.errors import InputError, Unavailable, UnknownName
-from k2core.interfaces import Backend, ChatModel, GenerateOptions, ModelProfile, NotAvailable, Numerics, Progress, ToolContext
+from k2core.interfaces import (
+    Backend,
+    ChatModel,
+    GenerateOptions,
+    LoadedModel,
+    ModelProfile,
+    NotAvailable,
+    Numerics,
+    Progress,
+    ToolContext,
+)
 from k2core.plugins import Plugins
 from k2core.tools import RESULT_LIMIT, Registry
+
+if TYPE_CHECKING:
+    from k2core.engine.switch import SwitchReport
 
 DEFAULT_MODEL = "nano"
 DEFAULT_BACKEND = "numba"
@@ -51,6 +64,9 @@ class Choice:
         min_p: 0 is off.
         max_tokens: of one turn.
         seed: of the sampler.
+        masks: turns are held to the grammar of calls, where the model can.
+        drafts: tokens guessed ahead per step; 0 is off. What is generated does not depend on it.
+        cache_bytes: limit of the model's cache memory; None leaves it to the engine.
     """
 
     model: str = DEFAULT_MODEL
@@ -68,6 +84,9 @@ class Choice:
     min_p: float = 0.0
     max_tokens: int = 1024
     seed: int = 0
+    masks: bool = True
+    drafts: int = 8
+    cache_bytes: int | None = None
 
 
 @define(kw_only=True)
@@ -76,6 +95,7 @@ class Session:
 
     agent: Agent
     plugins: Plugins
+    choice: Choice = field(factory=Choice)
     closing: ExitStack = field(factory=ExitStack)
 
     @classmethod
@@ -119,6 +139,7 @@ class Session:
             top_p=choice.top_p,
             min_p=choice.min_p,
             seed=choice.seed,
+            masks=choice.masks,
         )
         agent = Agent(
             model=chat,
@@ -128,7 +149,34 @@ class Session:
             limits=choice.limits,
             options=options,
         )
-        return cls(agent=agent, plugins=plugins, closing=opened.pop_all())
+        return cls(agent=agent, plugins=plugins, choice=choice, closing=opened.pop_all())
+
+    def use(
+        self, backend: str, *, check: int = 64, limit: float | None = None, progress: Progress | None = None
+    ) -> "SwitchReport":
+        """Go on with another backend, in the middle of a conversation; see `EngineModel.use`.
+
+        Args:
+            backend: a registered backend's name.
+            check: tokens of the conversation that are scored on both.
+            limit: largest difference of two logits; None is what the contract says.
+            progress: as of `open`.
+
+        Raises:
+            InputError: the model brings its own backend.
+            UnknownName, Unavailable: there is no such backend, or it cannot work here.
+            SwitchRefused: the two differ by more than the limit; everything goes on as before.
+        """
+        from k2core.engine.engine import EngineModel
+
+        chat = self.agent.model
+        if not isinstance(chat, EngineModel):
+            raise InputError(f"cannot switch the backend of model '{chat.name}': it brings its own")
+        choice = evolve(self.choice, backend=backend)
+        loaded = load_backend(self.plugins, choice, Path(_checkpoint(self.plugins, choice)["checkpoint"]), progress)
+        report = chat.use(loaded, backend=backend, check=check, limit=limit)
+        self.choice = choice
+        return report
 
     def close(self) -> None:
         """Give back the journal, the model and whatever tools opened."""
@@ -162,24 +210,28 @@ def session_tools(plugins: Plugins, choice: Choice, closing: ExitStack) -> list[
 
 def open_model(plugins: Plugins, choice: Choice, *, progress: Progress | None = None) -> ChatModel:
     """The chat model that *choice* names: a registered one, or the engine over a checkpoint folder."""
-    folder = Path(choice.model)
     if choice.model in plugins.names("model"):
         entry = plugins.get("model", choice.model)
         if entry.target is not None:
             chat: ChatModel = entry.load()()
             return chat
-        options = dict(entry.options)
-    elif folder.is_dir():
-        options = of_folder(folder)
-    elif "/" in choice.model or folder.exists():
+    return _engine(plugins, choice, _checkpoint(plugins, choice), progress)
+
+
+def _checkpoint(plugins: Plugins, choice: Choice) -> dict[str, Any]:
+    """The options of the checkpoint that *choice* names: a registered one's, or a folder's."""
+    folder = Path(choice.model)
+    if choice.model in plugins.names("model"):
+        return dict(plugins.get("model", choice.model).options)
+    if folder.is_dir():
+        return of_folder(folder)
+    if "/" in choice.model or folder.exists():
         what = "is not a folder" if folder.exists() else "does not exist"
         raise InputError(
             f"cannot open model '{choice.model}': it {what}. "
             f"Give a checkpoint folder or one of {', '.join(plugins.names('model'))}."
         )
-    else:
-        raise UnknownName("model", choice.model, plugins.names("model"), "A checkpoint folder's path works too.")
-    return _engine(plugins, choice, options, progress)
+    raise UnknownName("model", choice.model, plugins.names("model"), "A checkpoint folder's path works too.")
 
 
 def of_folder(folder: Path) -> dict[str, Any]:
@@ -193,11 +245,14 @@ def of_folder(folder: Path) -> dict[str, Any]:
     return {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi", "profile": read_profile(folder)}
 
 
-def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress: Progress | None) -> ChatModel:
-    from k2core.engine.engine import EngineModel
-    from k2core.model.config import Geometry
+def load_backend(plugins: Plugins, choice: Choice, checkpoint: Path, progress: Progress | None = None) -> LoadedModel:
+    """*checkpoint* on the backend, device and numerics that *choice* names.
 
-    checkpoint = Path(options["checkpoint"])
+    Raises:
+        UnknownName: no such backend; names the nearest.
+        Unavailable: the backend cannot work here.
+        CheckpointError: the checkpoint is malformed.
+    """
     backend: Backend = plugins.get("backend", choice.backend).make()
     probed = backend.probe()
     if isinstance(probed, NotAvailable):
@@ -206,17 +261,32 @@ def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress:
             f"backend '{choice.backend}' is not available: {probed.reason}"
             + (f" Others: {', '.join(others)}." if others else "")
         )
+    return backend.load(checkpoint, device=choice.device, numerics=choice.numerics, progress=progress)
+
+
+def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress: Progress | None) -> ChatModel:
+    from k2core.engine.engine import EngineModel
+    from k2core.model.config import Geometry
+
+    checkpoint = Path(options["checkpoint"])
+    plugins.get("backend", choice.backend)  # a wrong name comes before what takes longer to find out
     Geometry.read(checkpoint)  # a folder that is no checkpoint should be told so, not that it has no vocabulary
     tokenizer = plugins.get("tokenizer", options["tokenizer"]).load()(checkpoint)
     chat_format = plugins.get("chat format", options["chat_format"]).load()(tokenizer)
-    loaded = backend.load(checkpoint, device=choice.device, numerics=choice.numerics, progress=progress)
+    loaded = load_backend(plugins, choice, checkpoint, progress)
     profile = options["profile"] or ModelProfile(context=min(PATH_CONTEXT, loaded.geometry.max_position_embeddings))
-    return EngineModel(
-        name=choice.model,
-        backend=choice.backend,
-        model=loaded,
-        tokenizer=tokenizer,
-        chat_format=chat_format,
-        profile=profile,
-        checkpoint=checkpoint,
-    )
+    try:
+        return EngineModel(
+            name=choice.model,
+            backend=choice.backend,
+            model=loaded,
+            tokenizer=tokenizer,
+            chat_format=chat_format,
+            profile=profile,
+            checkpoint=checkpoint,
+            cache_bytes=choice.cache_bytes,
+            drafts=choice.drafts,
+        )
+    except BaseException:
+        loaded.close()
+        raise

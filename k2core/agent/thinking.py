@@ -54,7 +54,7 @@ async def think(work: Work) -> AsyncIterator[Stored | Live]:
     work.heard = []
     work.budget.spend(end.usage)
     work.tokens += end.usage.completion_tokens
-    for stored in await work.append(turn):
+    for stored in await work.append(*work.switched(), turn):
         yield stored
     work.messages.append(turn.message())
     work.turn = turn

@@ -20,10 +20,23 @@ from k2core.agent.blobs import Blobs
 from k2core.agent.budget import Budget
 from k2core.agent.journal import Journal
 from k2core.agent.prompts import SYSTEM
-from k2core.events import AnswerGiven, Artefact, Event, MessageAdded, RunEnded, RunStarted, Stored, ToolReturned, TurnEnded
+from k2core.events import (
+    AnswerGiven,
+    Artefact,
+    Event,
+    MessageAdded,
+    ModelSwitched,
+    RunEnded,
+    RunStarted,
+    Stored,
+    ToolReturned,
+    TurnEnded,
+)
 from k2core.interfaces import ChatModel, GenerateOptions, ToolResult, Verifier
 from k2core.messages import Delta, Message, ToolCall
 from k2core.tools import Registry
+
+IDENTITY = ("model", "backend", "numerics", "weights")  # of a model: when one of these changes, it is another one
 
 
 @define(kw_only=True)
@@ -78,6 +91,16 @@ class Work:
         stored = await self.append(*fresh, MessageAdded(role="user", content=question))
         self.messages = projection.messages(self.events)
         return stored
+
+    def switched(self) -> list[ModelSwitched]:
+        """The event of another model or backend than the run's last one, where that is so."""
+        known = [one.event.model for one in self.events if isinstance(one.event, RunStarted | ModelSwitched)]
+        now = dict(self.model.identity())
+        if known and any(known[-1].get(name) != now.get(name) for name in IDENTITY):
+            return [ModelSwitched(model=now)]
+        if now.get("switch") and all(one.get("switch") != now["switch"] for one in known):
+            return [ModelSwitched(model=now)]
+        return []
 
     async def append(self, *events: Event) -> list[Stored]:
         """Durable in the journal when it returns."""
@@ -146,5 +169,6 @@ class Work:
                 "temperature": options.temperature,
                 "top_p": options.top_p,
                 "min_p": options.min_p,
+                "masks": options.masks,
             },
         )

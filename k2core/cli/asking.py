@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-from attrs import define, field
+from attrs import asdict, define, field
 
 from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
@@ -17,6 +17,7 @@ from k2core.cli.streams import Caught, strangers_code
 from k2core.cli.text import counted, joined
 from k2core.errors import K2Error
 from k2core.events import Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
+from k2core.messages import Usage
 from k2core.plugins import Plugins
 
 EXIT_CODES = {"answered": 0, "declined": 6, "partial": 3, "unverified": 4, "failed": 1}
@@ -144,13 +145,23 @@ def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str,
         },
         "tokens": result.tokens,
         "reasoning_tokens": result.reasoning_tokens,
+        "prompt_tokens": result.prompt_tokens,
+        "cached_tokens": result.cached_tokens,
         "computed_tokens": result.computed_tokens,
+        "turns": [_accounts(event.usage) for event in events if isinstance(event, TurnEnded)],
         "seconds": round(result.seconds, 3),
         "tokens_per_second": tokens_per_second(asked),
         "model": model.get("model", ""),
         "backend": model.get("backend", ""),
         "numerics": model.get("numerics", ""),
     }
+
+
+def _accounts(usage: Usage) -> dict[str, Any]:
+    """One turn's tokens and times, and its hit rate."""
+    accounts = asdict(usage)
+    rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in accounts.items()}
+    return {**rounded, "hit_rate": round(usage.hit_rate, 4)}
 
 
 def tokens_per_second(asked: Asked) -> float | None:
@@ -168,6 +179,7 @@ def cost_parts(asked: Asked, result: RunResult, model: dict[str, str]) -> list[s
         counted(result.calls, "call"),
         f"{result.seconds:.2f} s",
         *([f"{rate:,.0f} tokens/s"] if rate else []),
+        *([f"{100 * result.cached_tokens / result.prompt_tokens:.0f} % of prompts cached"] if result.cached_tokens else []),
         " · ".join(model[key] for key in ("model", "backend", "numerics") if model.get(key)),
     ]
 

@@ -15,6 +15,7 @@ from k2core.events import (
     Event,
     Live,
     MessageAdded,
+    ModelSwitched,
     NoteKept,
     ResultsHidden,
     RunEnded,
@@ -29,7 +30,7 @@ from k2core.events import (
     Warned,
 )
 from k2core.interfaces import Finding
-from k2core.messages import ContentDelta, ReasoningDelta
+from k2core.messages import ContentDelta, ReasoningDelta, Usage
 
 _HASH = re.compile(r"(sha256:[0-9a-f]{12})[0-9a-f]+")
 _MARKS = {
@@ -120,6 +121,8 @@ class Display:
         self._streamed = False
         if self.whole and event.content.strip():
             self._block(sequence, "content", [(event.content.strip(), "")])
+        if self.whole and event.usage.prompt_tokens:
+            self._block(sequence, "turn", [(joined(_accounts(event.usage), self.screen.width), "dim")], "dim")
         if event.finish_reason in ("length", "cancelled"):
             what = "cut at its limit of tokens" if event.finish_reason == "length" else "cancelled"
             self._block(sequence, "turn", [(what, "yellow")], "yellow")
@@ -180,6 +183,9 @@ class Display:
             cost = f"{counted(event.tokens, 'token')}, {counted(event.calls, 'call')}, {event.seconds:.2f} s"
             line = f"{event.status}: {cost}"
             self._block(sequence, "end", [(line, STATUS_STYLE.get(event.status, ""))], "bold")
+        elif isinstance(event, ModelSwitched):
+            parts = [event.model[name] for name in ("model", "backend", "numerics", "switch") if event.model.get(name)]
+            self._block(sequence, "model", [(joined(parts, self.screen.width), "")], "bold")
         elif isinstance(event, UnknownEvent):
             self._block(sequence, event.kind, [("written by another version of k2core; see --json", "dim")], "dim")
 
@@ -218,6 +224,18 @@ class Display:
 
     def _block(self, sequence: int | None, label: str, spans: Spans, style: str = "") -> None:
         self.screen.block(f"{sequence or '':>3}  {label}" if self.whole else label, spans, style)
+
+
+def _accounts(usage: Usage) -> list[str]:
+    """What a turn cost, in parts."""
+    rate = usage.completion_tokens / usage.decode_seconds if usage.decode_seconds else 0.0
+    times = {"queued": usage.queued_seconds, "prefill": usage.prefill_seconds, "masks": usage.mask_seconds}
+    return [
+        f"prompt {usage.prompt_tokens:,} ({100 * usage.hit_rate:.0f} % cached)",
+        counted(usage.completion_tokens, "token") + (f", {rate:,.0f}/s" if rate else ""),
+        *([f"{usage.accepted_tokens} of {usage.drafted_tokens} guessed"] if usage.drafted_tokens else []),
+        *(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in times.items() if seconds >= 5e-5),
+    ]
 
 
 def _asked(event: ToolIntent, whole: bool) -> str:

@@ -19,6 +19,13 @@ from k2core.cli.streams import strangers_code
 @model_option
 @backend_option
 @click.option("--family", "families", multiple=True, metavar="NAME", help="Only this family, as its table names it; repeat it.")
+@click.option(
+    "--masks",
+    type=click.Choice(("both", "on", "off")),
+    default="both",
+    show_default=True,
+    help="With calls valid by construction, without, or first the one and then the other.",
+)
 @click.option("--store", metavar="PATH", help="Keep the runs in this file; without it they are forgotten.")
 @threads_option
 @json_option
@@ -31,6 +38,7 @@ def evaluate(
     model: str | None,
     backend: str | None,
     families: tuple[str, ...],
+    masks: str,
     store: str | None,
     threads: int | None,
     as_json: bool,
@@ -50,8 +58,8 @@ def evaluate(
     apply_threads(settings)
 
     from k2core.cli.screen import stderr_screen
-    from k2core.testing.evaluation import EvaluationRequest
     from k2core.events import StatusLine
+    from k2core.testing.evaluation import EvaluationRequest
 
     screen = stderr_screen()
     request = EvaluationRequest(
@@ -60,6 +68,7 @@ def evaluate(
         model=settings["model"],
         backend=settings["backend"],
         families=families,
+        masks={"both": (True, False), "on": (True,), "off": (False,)}[masks],
         store=None if store is None else Path(store).expanduser(),
         progress=lambda what, done, total: screen.status(StatusLine(text=what, done=done, total=total)),
     )

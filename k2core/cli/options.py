@@ -35,6 +35,9 @@ def session_options(command: F) -> F:
         click.option("--top-p", type=float, metavar="X", help="Nucleus sampling; 1 is off."),
         click.option("--min-p", type=float, metavar="X", help="Least relative probability; 0 is off."),
         click.option("--max-tokens", type=int, metavar="N", help="Most tokens of one turn."),
+        click.option("--no-masks", "masks", flag_value=False, default=None, type=bool, help="Let the model write any token."),
+        click.option("--drafts", type=int, metavar="N", help="Tokens guessed ahead per step; 0 is off."),
+        click.option("--cache-mb", type=int, metavar="N", help="Limit of the model's cache memory."),
         click.option("--calls", type=int, metavar="N", help="Budget of tool calls."),
         click.option("--thinking-tokens", type=int, metavar="N", help="Budget of thinking."),
         click.option("--seconds", type=float, metavar="X", help="Budget of wall time."),
@@ -87,6 +90,9 @@ def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) 
         min_p=settings["min_p"],
         max_tokens=settings["max_tokens"],
         seed=settings["seed"],
+        masks=settings["masks"],
+        drafts=settings["drafts"],
+        cache_bytes=None if settings["cache_mb"] is None else settings["cache_mb"] * 10**6,
     )
     return choice, full
 

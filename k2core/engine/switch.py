@@ -75,8 +75,8 @@ def limit_of(old: LoadedModel, new: LoadedModel, limit: float | None) -> float:
     if old.numerics == new.numerics == "exact":
         return EXACT_DELTA
     raise InputError(
-        f"cannot judge a switch from numerics '{old.numerics}' to '{new.numerics}': only exact to exact has a limit of its own. "
-        "Give the largest difference of logits to accept."
+        f"cannot judge a switch from numerics '{old.numerics}' to '{new.numerics}': only exact to exact has a limit of its "
+        "own. Give the largest difference of logits to accept."
     )
 
 

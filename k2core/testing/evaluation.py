@@ -24,6 +24,7 @@ class EvaluationRequest:
         backend: a registered backend.
         families: which families; empty for all.
         store: journal file that keeps the runs; None keeps none.
+        masks: with and without masks, one after the other, or one of the two alone.
         progress: called with (what, done, total).
     """
 
@@ -33,6 +34,7 @@ class EvaluationRequest:
     backend: str = "numba"
     families: tuple[str, ...] = ()
     store: Path | None = None
+    masks: tuple[bool, ...] = (True, False)
     progress: Progress | None = None
 
 

@@ -2,12 +2,14 @@
 
 Every question is drawn from the held-out side of the generator (names, numbers, and by level combinations or frames that
 training never drew) and put to the shipped configuration: the engine, the loop, the verifiers. The oracle's policy runs beside
-the model on the same results. A call is *exact* when it equals the oracle's; after the first that differs the two go separate
+the model on the same results. Every question is asked with masks and again without, unless one of the two is asked for; a call
+is *invalid* when its tool does not exist or refuses its arguments. A call is *exact* when it equals the oracle's; after the first that differs the two go separate
 ways, so calls are compared up to there. A *wrong result* is one that the oracle notices and computes again; the model detected
 it when it makes the same call, and raised a *false alarm* when it computes again where the oracle went on.
 """
 
 import asyncio
+import itertools
 import json
 import random
 import tempfile
@@ -24,10 +26,10 @@ from k2core.agent.journal import Journal
 from k2core.agent.loop import Agent, RunResult, result_of
 from k2core.agent.session import Choice, open_model, session_tools
 from k2core.errors import ToolError, UnknownName
-from k2core.testing.evaluation import EvaluationReport, EvaluationRequest
 from k2core.events import Stored, ToolIntent, ToolReturned
 from k2core.interfaces import ChatModel, GenerateOptions, Tool, Verifier
 from k2core.plugins import Plugins
+from k2core.testing.evaluation import EvaluationReport, EvaluationRequest
 from k2core.testing.shares import Share, table
 from k2core.tools import Registry
 from k2core_nano.train import arithmetic, facts
@@ -45,6 +47,7 @@ GROUPS = {  # as the table, --json and --family name them
     "chat": ("chat",),
 }
 LEVELS = {0: "known phrasings", 1: "unseen combinations", 2: "unseen phrasings"}
+INVALID = ("error: invalid arguments", "error: no tool")  # what the registry says of a call that no tool can carry out
 LIMITS = Limits(calls=40, reasoning_tokens=4000, seconds=60.0)
 
 
@@ -59,6 +62,8 @@ class Tally:
     unfinished: int = 0
     calls: int = 0
     calls_exact: int = 0
+    calls_made: int = 0
+    calls_invalid: int = 0
     wrong_results: int = 0
     detected: int = 0
     good_results: int = 0
@@ -66,6 +71,9 @@ class Tally:
     seconds: float = 0.0
     tokens: int = 0
     misses: list[dict[str, Any]] = field(factory=list)
+
+
+Tallies = dict[tuple[bool, str, int], Tally]  # by masks, family and level
 
 
 @frozen(kw_only=True)
@@ -95,7 +103,7 @@ def evaluate(plugins: Plugins, request: EvaluationRequest) -> EvaluationReport:
             raise UnknownName("family", family, GROUPS)
     chosen = request.families or tuple(GROUPS)
     model = open_model(plugins, Choice(model=request.model, backend=request.backend), progress=request.progress)
-    tallies: dict[tuple[str, int], Tally] = {}
+    tallies: Tallies = {}
     try:
         with tempfile.TemporaryDirectory() as folder:
             store = request.store or Path(folder) / "runs.sqlite"
@@ -111,24 +119,25 @@ async def _ask_all(
     store: Path,
     request: EvaluationRequest,
     chosen: Sequence[str],
-    tallies: dict[tuple[str, int], Tally],
+    tallies: Tallies,
 ) -> None:
     journal, verifiers = Journal.open(store), plugins.verifiers()
     closing = ExitStack()
     shipped = session_tools(plugins, Choice(), closing)
-    total, done = len(chosen) * len(LEVELS) * request.count, 0
+    rows = list(itertools.product(request.masks, chosen, LEVELS))
+    total, done = len(rows) * request.count, 0
     try:
-        for group in chosen:
-            for level in LEVELS:
-                tally = tallies.setdefault((group, level), Tally())
-                for number in range(request.count):
-                    # blanks: the questions stay those of figures taken under the former names
-                    rng = random.Random(f"{request.seed} {group.replace('-', ' ')} {level} {number}")
-                    question = draw(rng, rng.choice(GROUPS[group]), level)
-                    await _ask(question, model, shipped, verifiers, journal, rng, tally)
-                    done += 1
-                    if request.progress is not None:
-                        request.progress(f"eval nano: {group}, {LEVELS[level]}", done, total)
+        for masks, group, level in rows:
+            tally = tallies.setdefault((masks, group, level), Tally())
+            for number in range(request.count):
+                # blanks: the questions stay those of figures taken under the former names
+                rng = random.Random(f"{request.seed} {group.replace('-', ' ')} {level} {number}")
+                question = draw(rng, rng.choice(GROUPS[group]), level)
+                await _ask(question, model, shipped, verifiers, journal, rng, tally, masks=masks)
+                done += 1
+                if request.progress is not None:
+                    with_ = "with masks" if masks else "without"
+                    request.progress(f"eval nano: {group}, {LEVELS[level]}, {with_}", done, total)
     finally:
         journal.close()
         closing.close()
@@ -142,6 +151,8 @@ async def _ask(
     journal: Journal,
     rng: random.Random,
     tally: Tally,
+    *,
+    masks: bool,
 ) -> None:
     world = question.tools(rng)
     missing = set(question.needed) if question.family == "missing" else set()
@@ -152,13 +163,16 @@ async def _ask(
         verifiers=verifiers,
         journal=journal,
         limits=LIMITS,
-        options=GenerateOptions(max_tokens=400, temperature=model.profile.temperature),
+        options=GenerateOptions(max_tokens=400, temperature=model.profile.temperature, masks=masks),
     )
     started = time.perf_counter()
     events = [item async for item in agent.stream(question.text) if isinstance(item, Stored)]
     tally.seconds += time.perf_counter() - started
     result = result_of(events)
     compared = compare(question, events)
+    returned = [stored.event for stored in events if isinstance(stored.event, ToolReturned)]
+    tally.calls_made += len(returned)
+    tally.calls_invalid += sum(not one.ok and one.text.startswith(INVALID) for one in returned)
     _count(tally, question, result, compared)
 
 
@@ -237,8 +251,9 @@ def _count(tally: Tally, question: Question, result: RunResult, compared: Compar
         )
 
 
-def _report(request: EvaluationRequest, model: ChatModel, tallies: dict[tuple[str, int], Tally]) -> EvaluationReport:
+def _report(request: EvaluationRequest, model: ChatModel, tallies: Tallies) -> EvaluationReport:
     header = (
+        "masks",
         "family",
         "level",
         "asked",
@@ -247,23 +262,28 @@ def _report(request: EvaluationRequest, model: ChatModel, tallies: dict[tuple[st
         "declined",
         "unfinished",
         "calls exact",
+        "calls invalid",
         "wrong results noticed",
         "false alarms",
     )
     lines, rows = [], []
-    for (group, level), tally in tallies.items():
+    for (masks, group, level), tally in tallies.items():
         shares = {
             "right": Share(tally.right, tally.asked),
             "wrong": Share(tally.wrong, tally.asked),
             "declined": Share(tally.declined, tally.asked),
             "unfinished": Share(tally.unfinished, tally.asked),
             "calls_exact": Share(tally.calls_exact, tally.calls),
+            "calls_invalid": Share(tally.calls_invalid, tally.calls_made),
             "wrong_results_noticed": Share(tally.detected, tally.wrong_results),
             "false_alarms": Share(tally.false_alarms, tally.good_results),
         }
-        lines.append((group, LEVELS[level], str(tally.asked), *(str(share) for share in shares.values())))
+        lines.append(
+            ("yes" if masks else "no", group, LEVELS[level], str(tally.asked), *(str(share) for share in shares.values()))
+        )
         rows.append(
             {
+                "masks": masks,
                 "family": group,
                 "level": level,
                 "asked": tally.asked,

@@ -82,7 +82,7 @@ def test_a_model_that_differs_is_refused(by):
     with engine(old) as made:
         turn(made, [USER], max_tokens=20)
         live = old.live
-        with pytest.raises(SwitchRefused, match="the models differ: 57 tokens: max |Δlogit|") as refused:
+        with pytest.raises(SwitchRefused, match=r"the models differ: 57 tokens: max \|Δlogit\|") as refused:
             made.use(new, backend="other")
         after = turn(made, [USER], max_tokens=20)[-1]
 
