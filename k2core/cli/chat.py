@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,9 +11,13 @@ from k2core.cli.options import choice_of, session_options
 from k2core.cli.output import emit, json_option, print_error
 from k2core.cli.streams import typing
 
+if TYPE_CHECKING:
+    from k2core.agent.session import Session
+
 HELP = """\
 /help   this
 /tools  the tools that the model may call
+/use    go on with another backend, e.g. /use numba: the last tokens are scored on both first
 /exit   leave (Ctrl-D does too)
 Everything else is a question. Ctrl-C stops the answer that is being worked on."""
 
@@ -70,8 +74,11 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
             elif line == "/tools":
                 for name in session.agent.tools.names():
                     click.echo(f"{name:12} {session.agent.tools.get(name).description}", err=True)
+            elif line.split()[:1] == ["/use"]:
+                code = _use(session, line, as_json)
+                identity = dict(session.agent.model.identity())
             elif line.startswith("/"):
-                print_error(str(UnknownName("command", line.split()[0], ("/exit", "/help", "/tools"))))
+                print_error(str(UnknownName("command", line.split()[0], ("/exit", "/help", "/tools", "/use"))))
             elif line:
                 try:
                     asked = asking.ask(runner, session, line, full, display, app.caught)
@@ -99,6 +106,29 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
     if full is not None and not as_json:
         click.echo(f"next      {asking.show_command(full, store)}\n          {asking.continue_command(full, store)}", err=True)
     ctx.exit(0 if interactive else code)
+
+
+def _use(session: "Session", line: str, as_json: bool) -> int:
+    """``/use BACKEND [TOKENS]``; returns the exit code."""
+    from attrs import asdict
+
+    from k2core.errors import InputError, K2Error
+
+    words = line.split()[1:]
+    try:
+        if len(words) not in (1, 2) or not all(word.isdecimal() for word in words[1:]):
+            raise InputError("give a backend, and if you like how many tokens to compare: /use numba 64")
+        report = session.use(words[0], check=int(words[1]) if words[1:] else 64)
+    except K2Error as error:
+        if as_json:
+            emit({"error": str(error), "kind": type(error).__name__, "run": None})
+        print_error(str(error))
+        return error.exit_code
+    if as_json:
+        emit({"backend": words[0], "switch": asdict(report)})
+    else:
+        click.echo(f"now on {words[0]}; {report}", err=True)
+    return 0
 
 
 def _read_line(interactive: bool) -> str | None:

@@ -2,8 +2,10 @@
 
 Every question is drawn from the held-out side of the generator (names, numbers, and by level combinations or frames that
 training never drew) and put to the shipped configuration: the engine, the loop, the verifiers. The oracle's policy runs beside
-the model on the same results. Every question is asked with masks and again without, unless one of the two is asked for; a call
-is *invalid* when its tool does not exist or refuses its arguments. A call is *exact* when it equals the oracle's; after the first that differs the two go separate
+the model on the same results.
+
+Every question is asked with masks and again without, unless one of the two is asked for. A call is *invalid* when its tool does
+not exist or refuses its arguments. It is *exact* when it equals the oracle's; after the first that differs the two go separate
 ways, so calls are compared up to there. A *wrong result* is one that the oracle notices and computes again; the model detected
 it when it makes the same call, and raised a *false alarm* when it computes again where the oracle went on.
 """

@@ -26,7 +26,10 @@ KEYS = {
     "verdict",
     "tokens",
     "reasoning_tokens",
+    "prompt_tokens",
+    "cached_tokens",
     "computed_tokens",
+    "turns",
     "seconds",
     "tokens_per_second",
     "model",
@@ -51,7 +54,7 @@ def test_the_answer_alone_is_on_stdout(process: K2) -> None:
         "           call 0: multiply a=23 b=47 → 1081",
     ):
         assert line in done.err.splitlines()
-    assert re.search(r"^cost       16 tokens \(7 thinking\) · 2 calls · [\d.]+ s · .*product$", done.err, re.M)
+    assert re.search(r"^cost       16 tokens \(7 thinking\) · 2 calls · [\d.]+ s · .*% of prompts cached · product$", done.err, re.M)
     assert "\x1b" not in done.err
 
 
@@ -92,6 +95,8 @@ def test_json_is_one_object_with_stable_keys(process: K2) -> None:
     assert events[event - 1]["kind"] == "tool.result" and events[event - 1]["text"] == "1081"
     assert found["verdict"]["accepted"] and found["verdict"]["findings"][0]["subject"] == "1081"
     assert found["computed_tokens"] >= found["tokens"] == 16 and found["reasoning_tokens"] == 7
+    assert sum(turn["prompt_tokens"] for turn in found["turns"]) == found["prompt_tokens"] > found["cached_tokens"] > 0
+    assert [turn["hit_rate"] for turn in found["turns"]][0] == 0.0 < found["turns"][1]["hit_rate"] < 1.0
 
 
 def test_a_repeated_call_id_keeps_both_results(k2: K2) -> None:
