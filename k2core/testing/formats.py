@@ -10,7 +10,7 @@ from typing import Any
 
 from k2core.engine import lark
 from k2core.engine.offer import offered
-from k2core.engine.schemas import rules
+from k2core.engine.schemas import BASE, rules
 from k2core.errors import FormatError, TokenizerError
 from k2core.language import GenerateOptions
 from k2core.messages import ArgumentsDelta, CallStarted, ContentDelta, Delta, Message, ReasoningDelta, ToolCall
@@ -102,8 +102,10 @@ class ByteFormat:
             ]
             following = f" call-{place + 1}?" if place + 1 < offer.most_calls else ""
             lines.append(f"call-{place}: {mark['<call>']} ({' | '.join(ids)}){following}")
-        lines += [rules(parameters, f"tool-{number}").text for number, parameters in enumerate(offer.tools.values())]
-        return "\n".join(lines) + "\n"
+        lines += [
+            rules(parameters, f"tool-{number}", is_object=True).text for number, parameters in enumerate(offer.tools.values())
+        ]
+        return "\n".join([*lines, BASE])
 
     def _frame(self, role: str, body: list[int]) -> list[int]:
         end = CONTROL["<end>"]

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from k2core.engine.lark import literal, token
 from k2core.engine.offer import Offer
-from k2core.engine.schemas import rules
+from k2core.engine.schemas import BASE, rules
 from k2core.errors import InputError
 from k2core_kimi import markers as mark
 
@@ -47,6 +47,7 @@ def turn_grammar(offer: Offer, control: Mapping[str, int], *, next_call_index: i
         lines.append(rules(offer.response, "response").text)
     if offer.tools:
         lines += _section(offer, tokens, next_call_index)
+    lines.append(BASE)
     return "".join(lines)
 
 
@@ -62,5 +63,5 @@ def _section(offer: Offer, tokens: Mapping[str, str], first: int) -> list[str]:
     for number, (name, parameters) in enumerate(offer.tools.items()):
         if mark.resolve_call(mark.native_id(name, first), first) != (mark.native_id(name, first), name):
             raise InputError(f"cannot offer the tool {name!r}: whitespace in a name is lost in a call's id. Rename it.")
-        lines.append(rules(parameters, f"tool-{number}").text)
+        lines.append(rules(parameters, f"tool-{number}", is_object=True).text)
     return lines

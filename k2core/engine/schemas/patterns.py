@@ -41,19 +41,12 @@ class Untranslatable(Exception):
     """The pattern has a part that no terminal expresses; says which."""
 
 
-@frozen
-class Conjunct:
-    """One regular expression of a terminal: what matches it, or with *negated* what does not."""
+def terminal(pattern: str, *, wide: bool = False) -> str:
+    """A pattern as a terminal over whole quoted JSON strings.
 
-    regex: str
-    negated: bool = False
-
-    def __str__(self) -> str:
-        return f"{'~' if self.negated else ''}/{self.regex}/"
-
-
-def terminal(pattern: str) -> list[list[Conjunct]]:
-    """A pattern as alternatives of conjunctions, each over a whole quoted JSON string.
+    Args:
+        pattern: of Python's `re`, searched for in the string.
+        wide: match whatever the pattern may match, for use under a negation, instead of only what it matches to all.
 
     Raises:
         Untranslatable: says what of the pattern has no translation.
@@ -66,12 +59,15 @@ def terminal(pattern: str) -> list[list[Conjunct]]:
         raise Untranslatable(f"Python does not read it: {error}") from error
     if parsed.state.flags & ~int(re.UNICODE):
         raise Untranslatable("it has flags")
+    writer, rest = (_WIDE, ANY_CHARACTER) if wide else (_NARROW, CHARACTER)
     alternatives = []
     for items in _branches(list(parsed)):
         start, ahead, items = _leading(items)
-        before = "" if start else f"{CHARACTER}*"
-        alternatives.append([Conjunct(f'"{before}{_NARROW.whole(items)}"'), *ahead])
-    return alternatives
+        if ahead and wide:
+            raise Untranslatable("it looks ahead")
+        main = f'/"{"" if start else f"{rest}*"}{writer.whole(items)}"/'
+        alternatives.append(" & ".join([main, *ahead]))
+    return " | ".join(alternatives)
 
 
 def _branches(items: list[Any], depth: int = 0) -> list[list[Any]]:
@@ -105,18 +101,19 @@ def _has_anchor(item: tuple[Any, Any]) -> bool:
     return inner is not None and any(_has_anchor(one) for branch in inner for one in branch)
 
 
-def _leading(items: list[Any]) -> tuple[bool, list[Conjunct], list[Any]]:
+def _leading(items: list[Any]) -> tuple[bool, list[str], list[Any]]:
     """(anchored, what looks ahead from the start, the rest)."""
-    start, ahead = False, []
+    start = False
+    ahead: list[str] = []
     while items:
         op, value = items[0]
         if op is code.AT and value in (code.AT_BEGINNING, code.AT_BEGINNING_STRING):
             start = True
         elif start and op in (code.ASSERT, code.ASSERT_NOT) and value[0] == 1:
             if op is code.ASSERT_NOT:
-                ahead += [Conjunct(f'"{_WIDE.whole(branch)}"', negated=True) for branch in _branches(list(value[1]))]
+                ahead += [f'~/"{_WIDE.whole(branch)}"/' for branch in _branches(list(value[1]))]
             else:
-                ahead.append(Conjunct(f'"{_NARROW.whole(list(value[1]))}"'))
+                ahead.append(f'/"{_NARROW.whole(list(value[1]))}"/')
         else:
             break
         items = items[1:]

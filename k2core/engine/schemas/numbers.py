@@ -2,7 +2,7 @@
 
 Texts are plain decimals without a sign on zero, of at most `MOST_DIGITS` digits before the point and `MOST_DECIMALS` behind it,
 so every one is a finite float. A number that has no bound, or none but 0, may have an exponent as well. A bound is compared
-with the text itself; beside a bound a text has no more digits than a float keeps apart, so that rounding does not carry it over.
+with the text itself; beside a bound a text has no more digits than a float keeps apart, so rounding does not carry it over.
 """
 
 from decimal import Decimal
@@ -49,6 +49,18 @@ class Interval:
         high = None if self.high is None else floor(self.high) - (self.high_open and self.high == floor(self.high))
         return Interval(None if low is None else Decimal(low), None if high is None else Decimal(high))
 
+    def within(self, keyword: str, bound: Decimal) -> "Interval":
+        """With one bound of JSON Schema more, by its keyword: ``minimum``, ``exclusiveMinimum``, ``maximum`` or
+        ``exclusiveMaximum``."""
+        is_open = keyword.startswith("exclusive")
+        if keyword.lower().endswith("minimum"):
+            if self.low is not None and (self.low, self.low_open) >= (bound, is_open):
+                return self
+            return Interval(bound, self.high, is_open, self.high_open)
+        if self.high is not None and (self.high, not self.high_open) <= (bound, not is_open):
+            return self
+        return Interval(self.low, bound, self.low_open, is_open)
+
     def mirrored(self) -> "Interval":
         """The same with signs turned."""
         return Interval(
@@ -64,10 +76,13 @@ def integers(interval: Interval) -> str | None:
     return _either(interval.whole(), _WHOLE)
 
 
-def decimals(interval: Interval) -> str | None:
-    """A terminal for the decimals of *interval*; None when there is none that can be written."""
+def decimals(interval: Interval, places: int | None = None) -> str | None:
+    """A terminal for the decimals of *interval*, of at most *places* behind the point; None when none can be written."""
     bounds = [_digits(abs(bound)) for bound in (interval.low, interval.high) if bound]
-    most = max(max(len(fraction), SIGNIFICANT - len(whole)) for whole, fraction in bounds) if bounds else MOST_DECIMALS
+    most = MOST_DECIMALS if places is None else places
+    if bounds:
+        apart = max(max(len(fraction) for _, fraction in bounds), SIGNIFICANT - max(len(whole) for whole, _ in bounds))
+        most = min(most, apart)
     fraction = rf"(?:\.[0-9]{{1,{most}}})?" if most else ""
     return _either(interval, _WHOLE + fraction, has_exponent=True)
 
