@@ -2,9 +2,10 @@
 
 backend    probe and load                      model      the loaded model: sequences, forward
 weights    checkpoint -> arrays and addresses  pages      the latent cache, shared between forks
-packing    layouts of matrices                 workspace  what a forward writes into
-runtime    compiling, its cache, the one lock  moe        the seam of the experts
-memory     what the machine can still give
+packing    layouts of matrices                 job        what a compiled forward reads
+rotations  cosines and sines of positions      workspace  what it writes into
+runtime    compiling, its cache, the one lock  crew       threads that help
+memory     what the machine can still give     moe        the seam of the experts
 """
 
 from collections.abc import Callable

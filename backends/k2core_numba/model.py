@@ -1,48 +1,83 @@
 """A loaded model: sequences of cached latents, and the forward over a ragged batch of new tokens."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import Any
 
 import numba
 import numpy as np
+from attrs import define, evolve, field
 from numpy.typing import NDArray
 
 from k2core.errors import CapacityError, K2Error
 from k2core.interfaces import CacheMemory, Numerics, Routing, SequenceInput, Step, Want
+from k2core_numba.crew import crew
+from k2core_numba.job import Job
 from k2core_numba.memory import free_bytes
 from k2core_numba.moe import NumbaMoE
 from k2core_numba.packing import round_up
-from k2core_numba.pages import PageStore, addresses
+from k2core_numba.pages import PageStore
 from k2core_numba.pages import Sequence as CachedSequence
 from k2core_numba.rotations import Rotations
 from k2core_numba.runtime import LOCK, kernels, portable, use_threads
 from k2core_numba.weights import Weights
-from k2core_numba.workspace import make_workspace
 
 CHUNK = 256  # tokens of one compiled call; bits do not depend on it
-LEAST_CONTEXT = 1024
+CACHED_BYTES = 32 << 20  # of weights that every core can read from a cache, its own or one that several have together
+
+
+@define(eq=False)
+class _Batch:
+    """A checked batch.
+
+    Attributes:
+        sequences, counts: its sequences, and how many new tokens each gets.
+        ids: all new tokens.
+        rows: places in *ids* that get a row of logits.
+        longest: positions that the longest sequence will have.
+    """
+
+    sequences: list[CachedSequence] = field(factory=list)
+    counts: list[int] = field(factory=list)
+    ids: list[int] = field(factory=list)
+    rows: list[int] = field(factory=list)
+    longest: int = 0
+
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Of all new tokens: ids, addresses of the sequences' page tables, and positions."""
+        ids = np.array(self.ids, np.int64)
+        addresses = np.array([sequence.table_address for sequence in self.sequences], np.int64)
+        starts = [sequence.length for sequence in self.sequences]
+        if len(ids) == len(starts):  # one each: decoding
+            return ids, addresses, np.array(starts, np.int64)
+        runs = [np.arange(start, start + count) for start, count in zip(starts, self.counts, strict=True)]
+        return ids, np.repeat(addresses, self.counts), np.concatenate(runs)
 
 
 class NumbaModel:
-    """A checkpoint on the CPU; implements `k2core.interfaces.LoadedModel`."""
+    """A checkpoint on the CPU; implements `k2core.interfaces.LoadedModel`.
+
+    Attributes:
+        threads: that a forward may use; bits do not depend on it.
+        by_tokens: threads take tokens each, which pays where the weights are in caches; else they share every op that is large.
+    """
 
     numerics: Numerics = "exact"
     batch_invariant = True
     fork_is_shared = True
 
     def __init__(self, weights: Weights, *, threads: int = 1) -> None:
-        self.geometry = weights.geometry
+        geometry = weights.geometry
+        self.geometry = geometry
         self.threads = threads
-        self.moe = NumbaMoE(weights, threads=threads)
         self._weights: Weights | None = weights
-        self._kernels = kernels()
-        self._rotations = Rotations(weights.geometry)
-        self._store = PageStore(weights.geometry.num_hidden_layers, weights.geometry.cache_values_per_layer, self._kernels.PAGE)
+        self._kernels, self._crew = kernels(), crew()
+        self.by_tokens = self._crew is not None and weights.size_bytes <= CACHED_BYTES
+        self._rotations = Rotations(geometry)
+        self._job = Job(weights, self._rotations)
+        self.moe = NumbaMoE(weights, self._rotations, threads=threads)
+        page = kernels("mla_attention").PAGE
+        self._store = PageStore(geometry.num_hidden_layers, geometry.cache_values_per_layer, page)
         self._sequences: dict[int, CachedSequence] = {}
         self._next = 1
-        self._tokens, self._context = 0, 0
-        self._grow(1, 1)
 
     def new_sequence(self) -> int:
         """An empty sequence's handle."""
@@ -54,29 +89,29 @@ class NumbaModel:
         Raises:
             K2Error: nothing to do, an unknown handle, an id outside the vocabulary, an empty input, more rows than tokens, the
                 same handle twice, or a sequence that would outgrow the model's positions; nothing has changed then.
-            CapacityError: no memory for the cache; no sequence has grown then.
+            CapacityError: no memory for the cache or for the work; nothing has changed then.
         """
-        weights = self._open()
-        sequences = self._check(batch)
-        counts = [len(item.token_ids) for item in batch]
-        for sequence, count in zip(sequences, counts, strict=True):
-            self._store.reserve(sequence, count)
-        total = sum(counts)
-        self._grow(min(total, CHUNK), max(sequence.length + count for sequence, count in zip(sequences, counts, strict=True)))
-        tokens, rows, positions = _flatten(batch, sequences, counts)
-        wanted = _wanted(batch, counts, want)
-        pages, columns = addresses(sequences)
+        self._open()
+        threads = self._gather(batch)
+        new = self._check(batch, want)
+        total = len(new.ids)
+        self._job.prepare(min(total, CHUNK), new.longest, threads, by_tokens=self.by_tokens)
+        self._rotations.reach(new.longest)
+        self._store.reserve(zip(new.sequences, new.counts, strict=True))
+        arrays, rows = new.arrays(), np.array(range(total) if want.hidden else new.rows, np.int64)
         if total <= CHUNK:
-            step = self._chunk(weights, tokens, rows, positions, pages, columns, wanted, want)
+            step = self._chunk(*arrays, rows, want, has_logits=bool(new.rows))
         else:
-            cuts = [slice(start, start + CHUNK) for start in range(0, total, CHUNK)]
-            parts = [
-                self._chunk(weights, tokens[cut], rows[cut], positions[cut], pages, columns, wanted[cut], want) for cut in cuts
-            ]
+            parts = []
+            for start in range(0, total, CHUNK):
+                cut = slice(start, start + CHUNK)
+                wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + CHUNK)] - start
+                ids, tables, positions = (array[cut] for array in arrays)
+                parts.append(self._chunk(ids, tables, positions, wanted, want, has_logits=bool(new.rows)))
             step = _joined(parts, want)
-        for sequence, count in zip(sequences, counts, strict=True):
+        for sequence, count in zip(new.sequences, new.counts, strict=True):
             sequence.length += count
-        return step
+        return evolve(step, logits=step.logits[new.rows]) if want.hidden and new.rows else step
 
     def length(self, handle: int) -> int:
         """Tokens in the sequence's cache."""
@@ -114,10 +149,6 @@ class NumbaModel:
             K2Error: an unknown handle.
         """
         return self._store.own_bytes(self._sequence(handle))
-
-    def used_blocks(self) -> int:
-        """Pages of live sequences; one that several share counts once."""
-        return self._store.used
 
     def memory(self) -> CacheMemory:
         """Cache memory, as it is now; the machine's files are read for it."""
@@ -173,98 +204,84 @@ class NumbaModel:
             raise K2Error(f"cannot {what} sequence {handle} at {length}: it has {sequence.length} tokens")
         return sequence
 
-    def _check(self, batch: Sequence[SequenceInput]) -> list[CachedSequence]:
+    def _gather(self, batch: Sequence[SequenceInput]) -> int:
+        """Wake who will help, while the forward is prepared; returns how many threads there are to use."""
+        if not self.by_tokens:
+            return use_threads(self.threads)
+        if self._crew is not None and self.threads > 1 and (len(batch) > 1 or (batch and len(batch[0].token_ids) > 1)):
+            self._crew.hire(self.threads - 1)
+            self._crew.wake(self.threads - 1)
+        return self.threads
+
+    def _check(self, batch: Sequence[SequenceInput], want: Want) -> _Batch:
         if not batch:
             raise K2Error("forward: the batch is empty. Give at least one sequence with new tokens.")
         if len({item.handle for item in batch}) < len(batch):
             raise K2Error("forward: a handle occurs twice in the batch. Join its tokens into one input.")
-        sequences = [self._sequence(item.handle) for item in batch]
-        vocab, most = self.geometry.vocab_size, self.geometry.max_position_embeddings
-        for item, sequence in zip(batch, sequences, strict=True):
-            if not len(item.token_ids):
-                raise K2Error(f"forward: sequence {item.handle} has no new tokens. Give at least one.")
-            least, greatest = min(item.token_ids), max(item.token_ids)
-            if least < 0 or greatest >= vocab:
-                wrong = least if least < 0 else greatest
-                raise K2Error(f"forward: token id {wrong} of sequence {item.handle} is outside the vocabulary of {vocab}")
-            if item.rows is not None and not 0 <= item.rows <= len(item.token_ids):
+        new, most = _Batch(), self.geometry.max_position_embeddings
+        for item in batch:
+            handle, rows, count = item.handle, item.rows, len(item.token_ids)
+            sequence = self._sequences.get(handle) or self._sequence(handle)
+            if not count:
+                raise K2Error(f"forward: sequence {handle} has no new tokens. Give at least one.")
+            if rows is None:
+                rows = count if want.logits == "all" else want.logits == "last"
+            elif not 0 <= rows <= count:
                 raise K2Error(
-                    f"forward: {item.rows} rows of sequence {item.handle} are asked for, its {len(item.token_ids)} new tokens "
-                    "have from 0 to as many"
+                    f"forward: {rows} rows of sequence {handle} are asked for, its {count} new tokens have from 0 to as many"
                 )
-            if (after := sequence.length + len(item.token_ids)) > most:
-                raise CapacityError(
-                    f"forward: sequence {item.handle} would have {after} tokens, the model has {most} positions"
-                )
-        return sequences
+            after = sequence.length + count
+            if after > most:
+                raise CapacityError(f"forward: sequence {handle} would have {after} tokens, the model has {most} positions")
+            new.longest = max(new.longest, after)
+            new.sequences.append(sequence)
+            new.counts.append(count)
+            new.ids.extend(item.token_ids)
+            end = len(new.ids)
+            new.rows.extend(range(end - rows, end))
+        if min(new.ids) < 0 or max(new.ids) >= self.geometry.vocab_size:
+            self._refuse(batch)
+        return new
 
-    def _grow(self, tokens: int, context: int) -> None:
-        if tokens > self._tokens or context > self._context:
-            self._tokens = max(self._tokens, tokens)
-            while self._context < context:
-                self._context = max(LEAST_CONTEXT, 2 * self._context)
-            self._work = make_workspace(self._open().sizes, self._tokens, self._context)
-        self._rotations.reach(context)
+    def _refuse(self, batch: Sequence[SequenceInput]) -> None:
+        """Name the token id that is wrong."""
+        vocab = self.geometry.vocab_size
+        for item in batch:
+            for token in item.token_ids:
+                if not 0 <= token < vocab:
+                    raise K2Error(f"forward: token id {token} of sequence {item.handle} is outside the vocabulary of {vocab}")
 
     def _chunk(
         self,
-        weights: Weights,
-        tokens: NDArray[np.int32],
-        rows: NDArray[np.int32],
+        ids: NDArray[np.int64],
+        tables: NDArray[np.int64],
         positions: NDArray[np.int64],
-        pages: NDArray[np.int64],
-        columns: int,
-        wanted: NDArray[np.bool_],
+        rows: NDArray[np.int64],
         want: Want,
+        *,
+        has_logits: bool,
     ) -> Step:
-        geometry, count = self.geometry, len(tokens)
+        geometry, count, wanted = self.geometry, len(ids), len(rows)
         hidden, vocab, top_k = round_up(geometry.hidden_size), round_up(geometry.vocab_size), geometry.num_experts_per_tok
-        need = np.arange(count) if want.hidden else wanted.nonzero()[0]
-        has_logits = bool(wanted.any())
-        final = np.empty(len(need) * hidden, np.float32)
-        logits = np.empty(len(need) * vocab if has_logits else 0, np.float32)
-        choices = len(geometry.moe_layers) * count * top_k
-        expert_ids, expert_weights = np.empty(choices, np.int32), np.empty(choices, np.float32)
-        chunk = self._kernels.Chunk(tokens, rows, positions, pages, columns, need)
+        layers = len(geometry.moe_layers)
+        final, logits = np.empty((wanted, hidden), np.float32), np.empty((wanted if has_logits else 0, vocab), np.float32)
+        chosen, shares = np.empty((layers, count, top_k), np.int32), np.empty((layers, count, top_k), np.float32)
         with LOCK:
-            threads = use_threads(self.threads)
             self._kernels.forward(
-                weights.sizes, weights.constants, weights.addresses, chunk, self._rotations.cosine, self._rotations.sine,
-                self._work, expert_ids, expert_weights, final, logits, has_logits, threads,
+                self._job.words, ids, tables, positions, rows, final.reshape(-1), logits.reshape(-1), chosen.reshape(-1),
+                shares.reshape(-1),
             )  # fmt: skip
-        table = logits.reshape(-1, vocab)[:, : geometry.vocab_size]
-        ids, shares = expert_ids.reshape(-1, count, top_k), expert_weights.reshape(-1, count, top_k)
         return Step(
-            logits=table[wanted] if want.hidden and has_logits else table,
-            routing=tuple(Routing(expert_ids=i, weights=w) for i, w in zip(ids, shares, strict=True)) if want.routing else None,
-            hidden=final.reshape(-1, hidden)[:, : geometry.hidden_size] if want.hidden else None,
+            logits=logits[:, : geometry.vocab_size],
+            routing=tuple(Routing(expert_ids=i, weights=w) for i, w in zip(chosen, shares, strict=True))
+            if want.routing
+            else None,
+            hidden=final[:, : geometry.hidden_size] if want.hidden else None,
         )
 
 
-def _flatten(
-    batch: Sequence[SequenceInput], sequences: list[CachedSequence], counts: list[int]
-) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
-    """Token ids, rows of the batch and positions of all new tokens."""
-    if len(batch) == 1:
-        count, start = counts[0], sequences[0].length
-        tokens = np.array(batch[0].token_ids, np.int32)
-        return tokens, np.zeros(count, np.int32), np.arange(start, start + count)
-    tokens = np.fromiter((token for item in batch for token in item.token_ids), np.int32, sum(counts))
-    starts = [np.arange(sequence.length, sequence.length + count) for sequence, count in zip(sequences, counts, strict=True)]
-    return tokens, np.repeat(np.arange(len(batch), dtype=np.int32), counts), np.concatenate(starts)
-
-
-def _wanted(batch: Sequence[SequenceInput], counts: list[int], want: Want) -> NDArray[np.bool_]:
-    """Which new tokens' logits are wanted."""
-    wanted = np.zeros(sum(counts), np.bool_)
-    for item, count, end in zip(batch, counts, accumulate(counts), strict=True):
-        rows = item.rows if item.rows is not None else {"last": 1, "all": count, "none": 0}[want.logits]
-        wanted[end - rows : end] = True
-    return wanted
-
-
 def _joined(parts: list[Step], want: Want) -> Step:
-    routing: Any = None
+    routing = None
     if want.routing:
         layers = zip(*(part.routing or () for part in parts), strict=True)
         routing = tuple(

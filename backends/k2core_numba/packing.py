@@ -6,12 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 TILE = 16  # rows of a tile, the lanes of a vector
+LINE = 64  # bytes of a cache line and of a vector: one that lies across two lines is read twice
 SIGN_BITS = np.uint32(0x88888888)  # the top bit of each of eight 4-bit fields
 
 
 def round_up(size: int, multiple: int = TILE) -> int:
     """The least multiple of *multiple* that is not below *size*."""
     return -(-size // multiple) * multiple
+
+
+def aligned_zeros(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Zeros that begin at a cache line."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    zeros: NDArray[Any] = memory[start : start + size].view(dtype).reshape(shape)
+    return zeros
 
 
 def _padded(matrix: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:

@@ -4,15 +4,17 @@ A value beyond a sequence's length is never weighted, but a weight of zero times
 forgot is zeroed before it writes next to it.
 """
 
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 from attrs import define, field
 from numpy.typing import NDArray
 
 from k2core.errors import CapacityError
+from k2core_numba.packing import aligned_zeros
 
 LANES = 16  # positions of a block
+LEAST_TABLE = 4  # pages
 
 
 @define(eq=False)
@@ -24,12 +26,40 @@ class Page:
     owners: int = 1
 
 
+def _no_table() -> NDArray[np.int64]:
+    return np.zeros(LEAST_TABLE, np.int64)
+
+
 @define(eq=False)
 class Sequence:
-    """Pages of one sequence in order, and the number of positions in use."""
+    """Pages of one sequence in order.
+
+    Attributes:
+        pages: enough for `length`.
+        length: positions in use.
+        reserved: up to here positions from `length` on have pages of this sequence alone; 0 where that must be looked up.
+        table: int64, the pages' addresses for kernels, and room for more.
+        table_address: of `table`.
+    """
 
     pages: list[Page] = field(factory=list)
     length: int = 0
+    reserved: int = 0
+    table: NDArray[np.int64] = field(factory=_no_table, repr=False)
+    table_address: int = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.table_address = self.table.ctypes.data
+
+    def replace(self, first: int, fresh: list[Page]) -> None:
+        """Have the pages *fresh* from the *first*-th on."""
+        self.pages[first:] = fresh
+        count = len(self.pages)
+        if count > len(self.table):
+            table = np.zeros(2 * count, np.int64)
+            table[:first] = self.table[:first]
+            self.table, self.table_address = table, table.ctypes.data
+        self.table[first:count] = [page.address for page in fresh]
 
 
 @define(eq=False)
@@ -52,37 +82,30 @@ class PageStore:
         """Size of one page."""
         return self.layers * self.positions * self.width * 4
 
-    def reserve(self, sequence: Sequence, tokens: int) -> None:
-        """Make room for *tokens* more positions that this sequence alone may write.
+    def reserve(self, growth: Iterable[tuple[Sequence, int]]) -> None:
+        """Make room in each sequence for so many more positions that it alone may write.
 
         Raises:
             CapacityError: the machine has no memory for it; nothing has changed then.
         """
-        first, last = sequence.length // self.positions, (sequence.length + tokens - 1) // self.positions
-        kept = sequence.pages[first : first + 1]  # the page that the next position falls into, if there is one
-        fresh: list[Page] = []
-        try:
-            if kept and kept[0].owners > 1:
-                fresh.append(self._copy(kept[0], sequence.length % self.positions))
-                kept = []
-            while first + len(kept) + len(fresh) <= last:
-                fresh.append(self._page())
-        except MemoryError as error:
-            need = (last + 1 - first) * self.page_bytes
-            raise CapacityError(
-                f"cannot grow a sequence to {sequence.length + tokens} tokens: no memory for {need} bytes"
-            ) from error
-        first += len(kept)
-        self._let_go(sequence.pages[first:])
-        sequence.pages[first:] = fresh
-        self.used += len(fresh)
+        plan: list[tuple[Sequence, int, list[Page]]] = []
+        copied: dict[int, int] = {}  # how many holders of a page will have left it
+        for sequence, tokens in growth:
+            if sequence.length + tokens > sequence.reserved:
+                plan.append((sequence, *self._fresh(sequence, tokens, copied)))
+        for sequence, first, fresh in plan:
+            self._let_go(sequence.pages[first:])
+            sequence.replace(first, fresh)
+            sequence.reserved = len(sequence.pages) * self.positions
+            self.used += len(fresh)
 
     def fork(self, parent: Sequence, length: int) -> Sequence:
         """A sequence that shares the pages of the first *length* positions."""
-        pages = parent.pages[: -(-length // self.positions)]
-        for page in pages:
+        count = -(-length // self.positions)
+        for page in parent.pages[:count]:
             page.owners += 1
-        return Sequence(pages=pages, length=length)
+        parent.reserved = 0
+        return Sequence(pages=parent.pages[:count], length=length, table=parent.table[: max(count, LEAST_TABLE)].copy())
 
     def truncate(self, sequence: Sequence, length: int) -> None:
         """Forget the positions from *length* on."""
@@ -92,11 +115,33 @@ class PageStore:
         used = length % self.positions
         if used and length < sequence.length and sequence.pages[-1].owners == 1:
             self._forget(sequence.pages[-1], used)
-        sequence.length = length
+        sequence.length, sequence.reserved = length, 0
 
     def own_bytes(self, sequence: Sequence) -> int:
         """Bytes that only this sequence holds."""
         return sum(page.values.nbytes for page in sequence.pages if page.owners == 1)
+
+    def _fresh(self, sequence: Sequence, tokens: int, copied: dict[int, int]) -> tuple[int, list[Page]]:
+        """Which pages to replace from where on, so that *tokens* more positions have their own."""
+        first, last = sequence.length // self.positions, (sequence.length + tokens - 1) // self.positions
+        fresh: list[Page] = []
+        try:
+            if first < len(sequence.pages):
+                page = sequence.pages[first]
+                gone = copied.get(id(page), 0)
+                if page.owners - gone > 1:
+                    fresh.append(self._copy(page, sequence.length % self.positions))
+                    copied[id(page)] = gone + 1
+                else:
+                    first += 1
+            while first + len(fresh) <= last:
+                fresh.append(self._page())
+        except MemoryError as error:
+            need = (last + 1 - first) * self.page_bytes
+            raise CapacityError(
+                f"cannot grow a sequence to {sequence.length + tokens} tokens: no memory for {need} bytes"
+            ) from error
+        return first, fresh
 
     def _let_go(self, pages: list[Page]) -> None:
         for page in pages:
@@ -104,12 +149,12 @@ class PageStore:
             self.used -= page.owners == 0
 
     def _page(self) -> Page:
-        values = np.zeros((self.layers, self.positions // LANES, self.width, LANES), np.float32)
+        values = aligned_zeros((self.layers, self.positions // LANES, self.width, LANES), np.float32)
         return Page(values, values.ctypes.data)
 
     def _copy(self, page: Page, used: int) -> Page:
-        values = page.values.copy()
-        copy = Page(values, values.ctypes.data)
+        copy = self._page()
+        copy.values[:] = page.values
         self._forget(copy, used)
         return copy
 
@@ -117,16 +162,3 @@ class PageStore:
         block = used // LANES
         page.values[:, block, :, used % LANES :] = 0
         page.values[:, block + 1 :] = 0
-
-
-def addresses(sequences: list[Sequence]) -> tuple[NDArray[np.int64], int]:
-    """Page addresses of several sequences for a kernel.
-
-    Returns:
-        flat int64 (sequences * columns), missing pages 0, and columns.
-    """
-    columns = max(len(sequence.pages) for sequence in sequences)
-    table: Any = np.zeros((len(sequences), columns), np.int64)
-    for row, sequence in enumerate(sequences):
-        table[row, : len(sequence.pages)] = [page.address for page in sequence.pages]
-    return table.reshape(-1), columns

@@ -2,7 +2,8 @@
 
 Numba misses a change in a function that a cached one calls from another file, so the folder's name carries a hash over all
 kernel files, Python's and Numba's versions and the CPU. Parallel regions of several Python threads at once abort the process
-under some of Numba's threading layers, so every kernel runs under `LOCK`. No process is ever forked.
+under some of Numba's threading layers, so every kernel runs under `LOCK`; what helpers do (`k2core_numba.crew`) is part of the
+call that its holder waits for, and enters no parallel region. No process is ever forked.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ LOCK = threading.RLock()
 numba_config: Any = config  # its settings are made at run time
 PORTABLE = "K2CORE_NUMBA_PORTABLE"
 PACKAGE = "k2core_kernels.numba"
-ENTRY_POINTS = ("forward", "route", "experts", "mlp")
+ENTRY_POINTS = ("forward", "serve", "wake", "route", "experts", "shared_expert")
 COMPLETE = "complete"  # a file in the cache folder: every kernel was compiled
 _folders: list[Path] = []  # the cache folder of this process, once kernels were imported
 log = structlog.get_logger()
@@ -55,15 +56,15 @@ def cache_folder() -> Path:
     return Path(user_cache_dir("k2core", appauthor=False), f"numba-{digest.hexdigest()[:16]}")
 
 
-def kernels() -> ModuleType:
-    """The module `k2core_kernels.numba.forward`, its functions cached in `cache_folder`."""
+def kernels(name: str = "forward") -> ModuleType:
+    """The module *name* of `k2core_kernels.numba`, its functions cached in `cache_folder`."""
     with LOCK:
         if f"{PACKAGE}.forward" not in sys.modules:
             _prepare()
             _folders[:] = [_writable(cache_folder())]
             with _caching_in(_folders[0]):
                 importlib.import_module(f"{PACKAGE}.forward")
-        return importlib.import_module(f"{PACKAGE}.forward")
+        return importlib.import_module(f"{PACKAGE}.{name}")
 
 
 def _prepare() -> None:

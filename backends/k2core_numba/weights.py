@@ -12,7 +12,7 @@ from k2core.model.checkpoint import Checkpoint
 from k2core.model.config import Geometry
 from k2core.model.int4 import PackedMatrix
 from k2core.model.layout import PROJECTIONS
-from k2core_numba.packing import round_up, tile_int4, tile_plain, tile_scales
+from k2core_numba.packing import LINE, aligned_zeros, round_up, tile_int4, tile_plain, tile_scales
 from k2core_numba.runtime import kernels
 
 
@@ -22,8 +22,8 @@ class Weights:
 
     Attributes:
         geometry: of the checkpoint.
-        sizes, constants: `k2core_kernels.numba.forward.Sizes` and `Constants`.
-        addresses: int64 (layers + 1, columns) for `forward`.
+        sizes, constants: `k2core_kernels.numba.layers.Sizes` and `Constants`.
+        addresses: int64 (layers + 1, columns) for the kernels.
         arrays: what the addresses point to; they must live as long as the table.
         size_bytes: of all arrays.
     """
@@ -51,7 +51,7 @@ def read_weights(checkpoint: Checkpoint) -> Weights:
 
 class _Reader:
     def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.geometry, self.columns = checkpoint, checkpoint.geometry, kernels()
+        self.checkpoint, self.geometry, self.columns = checkpoint, checkpoint.geometry, kernels("layers")
         geometry = self.geometry
         if geometry.moe_layers and not checkpoint.experts_are_packed:
             raise CheckpointError(
@@ -128,13 +128,17 @@ class _Reader:
                 tiles = tile_int4(matrix.packed)
                 scale = tile_scales(_bfloat16_bits(matrix.scale, f"{name}.weight_scale"))
                 if words is None:  # one array for all experts; experts are never held twice
-                    words, scales = np.empty((count, tiles.size), np.uint32), np.empty((count, scale.size), np.uint16)
+                    words, scales = aligned_zeros((count, tiles.size), np.uint32), aligned_zeros((count, scale.size), np.uint16)
                 words[expert], scales[expert] = tiles, scale
             assert words is not None  # a geometry has at least one expert
             self.keep(layer, words_column, words)
             self.keep(layer, scale_column, scales)
 
     def keep(self, row: int, column: int, array: NDArray[Any]) -> None:
+        if array.ctypes.data % LINE:
+            aligned = aligned_zeros(array.shape, array.dtype)
+            aligned[:] = array
+            array = aligned
         self.addresses[row, column] = array.ctypes.data
         self.arrays.append(array)
 
@@ -148,7 +152,7 @@ class _Reader:
         values = np.ascontiguousarray(self.tensor(name, (size,)).astype(np.float32))
         if not np.isfinite(values).all():
             raise _not_finite(name)
-        self.keep(row, column, values.copy())
+        self.keep(row, column, values)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         tensor = self.checkpoint.tensor(name)

@@ -1,20 +1,27 @@
-"""What a forward writes into: made once for some number of tokens and context, made anew when either grows."""
+"""What a forward writes into: one stretch of memory per thread, made for some number of tokens and context."""
 
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from k2core_numba.packing import round_up
 from k2core_numba.runtime import kernels
 
+LINE = 16  # float32 of a cache line
 
-def make_workspace(sizes: Any, tokens: int, context: int) -> Any:
-    """A `k2core_kernels.numba.forward.Workspace`, zeroed: padding lanes must be finite.
+
+def offsets(sizes: Any, tokens: int, context: int, score_rows: int) -> NDArray[np.int64]:
+    """Where each array of a `k2core_kernels.numba.layers.Workspace` begins, in bytes, and where the last one ends.
 
     Args:
         sizes: `Sizes` of the model.
-        tokens: the most tokens of a call.
-        context: the longest sequence.
+        tokens: the most tokens of a piece.
+        context: the longest sequence, a multiple of 16.
+        score_rows: heads whose scores are held at a time.
+
+    Returns:
+        int64 (arrays + 1).
     """
     hidden, heads = round_up(sizes.hidden), sizes.heads
     inner = max(round_up(sizes.dense_inner), round_up(sizes.shared_inner), round_up(sizes.inner))
@@ -36,6 +43,7 @@ def make_workspace(sizes: Any, tokens: int, context: int) -> Any:
         "slots": sizes.top_k * hidden,
         "routed": hidden,
     }
-    arrays = {name: np.zeros(tokens * width + 16, np.float32) for name, width in per_token.items()}
-    arrays["scores"] = np.zeros(kernels().SCORE_ROWS * round_up(context), np.float32)
-    return kernels().Workspace(**arrays, members=np.zeros(tokens, np.int32))
+    counts = {name: tokens * width + LINE for name, width in per_token.items()}
+    counts |= {"scores": score_rows * context, "members": tokens}
+    lengths = [round_up(counts[name], LINE) for name in kernels("layers").Workspace._fields]
+    return np.cumsum([0, *lengths], dtype=np.int64) * 4

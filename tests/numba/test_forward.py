@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from k2core.interfaces import SequenceInput, Want
 from k2core.model.checkpoint import Checkpoint
 from k2core.oracle.forward import forward as oracle_forward
+from k2core.testing.checkpoints import write_tiny_checkpoint
 from k2core_numba.backend import NumbaBackend
 from k2core_numba.model import CHUNK
 
@@ -127,16 +128,48 @@ def test_rows_over_several_chunks(model):
     np.testing.assert_array_equal(model.forward(batch, ALL).logits, np.concatenate(expected))
 
 
-def test_threads_change_nothing(folder):
-    """One, two and four threads give the same bits on a batch that is large enough to be shared out."""
+@pytest.mark.parametrize("by_tokens", [True, False])
+def test_threads_change_nothing(folder, by_tokens):
+    """One, two and four threads give the same bits on a prompt that is large enough to be shared out, however they share it."""
     results = []
     for threads in (1, 2, 4):
         model = NumbaBackend().load(folder)
-        model.threads = threads
+        model.threads, model.by_tokens = threads, by_tokens
         results.append(logits_of(model, some_ids(model, 400)))
         model.close()
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_threads_share_sequences_and_tokens(data, wide_model):
+    """A batch of forks that go on by a token or several has the bits of one thread, wherever the cuts between threads fall."""
+    model = wide_model
+    prefix = some_ids(model, data.draw(st.integers(0, 150)), 7)
+    counts = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=6))
+    root = model.new_sequence()
+    if prefix:
+        model.forward([SequenceInput(handle=root, token_ids=prefix)], Want(logits="none"))
+    results = []
+    for threads in (1, 2, 3):
+        model.threads = threads
+        handles = [model.fork(root, len(prefix)) for _ in counts]
+        for step in range(2):
+            batch = [
+                SequenceInput(handle=handle, token_ids=some_ids(model, count, seed=step * 10 + index))
+                for index, (handle, count) in enumerate(zip(handles, counts, strict=True))
+            ]
+            results.append(model.forward(batch, Want(logits="all", hidden=True, routing=True)))
+        for handle in handles:
+            model.free(handle)
+    model.free(root)
+    for later, step in enumerate(results[2:]):
+        np.testing.assert_array_equal(step.logits, results[later % 2].logits)
+        np.testing.assert_array_equal(step.hidden, results[later % 2].hidden)
+        for routing, expected in zip(step.routing, results[later % 2].routing, strict=True):
+            np.testing.assert_array_equal(routing.expert_ids, expected.expert_ids)
+            np.testing.assert_array_equal(routing.weights, expected.weights)
 
 
 def test_want_says_what_comes_back(model):
@@ -178,5 +211,15 @@ def test_the_expert_seam_repeats_the_forward(model):
 def folder_model(folder):
     """One loaded model for the properties that draw many examples."""
     model = NumbaBackend().load(folder)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory):
+    """A model with enough work per token that every token is worth a thread."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "moe_intermediate_size": 256, "n_routed_experts": 3}
+    model = NumbaBackend().load(write_tiny_checkpoint(tmp_path_factory.mktemp("wide"), seed=3, **sizes))
+    assert model.by_tokens
     yield model
     model.close()

@@ -23,7 +23,7 @@ kernels()  # sets the cache before the kernel modules are imported by name
 from k2core_kernels.numba.embedding import embedding  # noqa: E402
 from k2core_kernels.numba.linear import PARALLEL_WORK, linear  # noqa: E402
 from k2core_kernels.numba.linear_int4 import linear_int4  # noqa: E402
-from k2core_kernels.numba.mla_attention import PAGE, SCORE_ROWS, mla_attention, write_latent  # noqa: E402
+from k2core_kernels.numba.mla_attention import GROUP, PAGE, mla_attention, write_latent  # noqa: E402
 from k2core_kernels.numba.moe_experts import moe_experts  # noqa: E402
 from k2core_kernels.numba.moe_route import moe_route  # noqa: E402
 from k2core_kernels.numba.rms_norm import rms_norm  # noqa: E402
@@ -233,18 +233,18 @@ def test_mla_attention(context, heads, rank, pairs, seed):
     query = random.standard_normal((tokens, heads, width)).astype(np.float32)
     positions = np.sort(random.permutation(context)[:tokens]).astype(np.int64)
     pages = [np.zeros(PAGE * width * 2, np.float32) for _ in range(-(-context // PAGE))]
+    table = np.array([page.ctypes.data for page in pages])
     offset = PAGE * width * 4
     for position in range(context):
-        write_latent(latent.reshape(-1), position * width, offset, width, position, pages[position // PAGE])
-    addresses = np.array([page.ctypes.data for page in pages])
+        write_latent(latent.reshape(-1), position * width, offset, width, position, table.ctypes.data)
 
     def run(query, threads=1):
         count = query.shape[1]
         y = np.zeros((tokens, count, rank), np.float32)
         stride = round_up(context)
         mla_attention(
-            tokens, count, query.reshape(-1), width, addresses, len(pages), np.zeros(tokens, np.int32), positions, offset, rank,
-            width, np.float32(0.25), np.zeros(SCORE_ROWS * stride, np.float32), stride, y.reshape(-1), rank, threads,
+            tokens, count, query.reshape(-1), width, np.full(tokens, table.ctypes.data), positions, offset, rank, width,
+            np.float32(0.25), np.zeros(threads * GROUP * stride, np.float32), stride, y.reshape(-1), rank, threads,
         )  # fmt: skip
         return y
 
@@ -266,6 +266,6 @@ def test_embedding_is_exact(tokens, hidden, seed):
     stride = round_up(hidden)
     bits = np.zeros((9, stride), np.uint16)
     bits[:, :hidden] = table.view(np.uint16)
-    ids, y = random.integers(0, 9, tokens).astype(np.int32), np.full(tokens * stride, np.nan, np.float32)
+    ids, y = random.integers(0, 9, tokens), np.full(tokens * stride, np.nan, np.float32)
     embedding(bits.reshape(-1), stride, ids, y)
     np.testing.assert_array_equal(y.reshape(tokens, stride)[:, :hidden], table[ids].astype(np.float32))

@@ -159,13 +159,19 @@ def test_pages_are_counted_once(data):
         sequence = data.draw(st.sampled_from(live))
         match data.draw(st.sampled_from(["grow", "fork", "cut", "free", "new"])):
             case "grow":
-                count, store.left = data.draw(st.integers(1, 50)), data.draw(st.integers(0, 4))
-                before = (list(sequence.pages), sequence.length)
+                store.left = data.draw(st.integers(0, 6))
+                some = data.draw(st.lists(st.sampled_from(live), min_size=1, max_size=3, unique_by=id))
+                growth = [(sequence, data.draw(st.integers(1, 50))) for sequence in some]
+                before = [list(sequence.pages) for sequence in live]
                 try:
-                    store.reserve(sequence, count)
-                    sequence.length += count
+                    store.reserve(growth)
                 except CapacityError:
-                    assert (sequence.pages, sequence.length) == before
+                    assert [sequence.pages for sequence in live] == before
+                else:
+                    for sequence, count in growth:
+                        assert all(page.owners == 1 for page in sequence.pages[sequence.length // 16 :])
+                        sequence.length += count
+                        assert len(sequence.pages) == -(-sequence.length // 16)
             case "fork":
                 live.append(store.fork(sequence, data.draw(st.integers(0, sequence.length))))
             case "cut":
@@ -177,6 +183,9 @@ def test_pages_are_counted_once(data):
         held = [page for sequence in live for page in sequence.pages]
         assert store.used == len(set(map(id, held)))
         assert all(page.owners == sum(page is other for other in held) for page in held)
+        for sequence in live:
+            assert sequence.table[: len(sequence.pages)].tolist() == [page.address for page in sequence.pages]
+            assert sequence.table_address == sequence.table.ctypes.data
     for sequence in live:
         store.truncate(sequence, 0)
     assert store.used == 0

@@ -1,1 +1,1 @@
-"""Numba kernels, one op per file; `forward` puts them together."""
+"""Numba kernels, one op per file; `layers` puts them together, `forward` runs them on the threads of a `crew`."""

@@ -1,295 +1,227 @@
-"""The whole forward of a chunk of tokens in one compiled call.
+"""The whole forward of some tokens in one compiled call, on as many threads as have work.
 
 Python's way into a compiled function costs more than an op of a small model does, so the walk over the layers is compiled too.
-Weights come as addresses: `weights` has one row per layer and one column per matrix, and a last row for what is no layer's.
-Whoever made the table keeps the arrays alive.
+Threads that help know no Python objects: what they read is a job, one array of numbers and addresses.
+
+Threads share tokens. A token meets others only in attention, through the cache, so each thread takes a run of tokens through
+all layers by itself. Only where a sequence goes on in the next piece does that one wait, in every layer, until the piece before
+has written its latents. Every thread then reads all weights, which pays where the caches hold them; else (`BY_TOKENS` is 0) the
+tokens stay together and the threads share each op that is large enough.
 """
 
-from typing import NamedTuple
-
-import numba
 import numpy as np
-from numba import types
 
+from k2core_kernels.numba import crew, layers
 from k2core_kernels.numba.embedding import embedding
-from k2core_kernels.numba.linear import linear
-from k2core_kernels.numba.mla_attention import PAGE, SCORE_ROWS, mla_attention, write_latent
-from k2core_kernels.numba.moe_experts import moe_experts
-from k2core_kernels.numba.moe_route import moe_route
-from k2core_kernels.numba.options import flag, floats, ints, kernel, longs, none, shorts, size, table, words
+from k2core_kernels.numba.layers import floats_at, ints_at, longs_at, up16
+from k2core_kernels.numba.options import floats, ints, kernel, longs, none, size
 from k2core_kernels.numba.rms_norm import rms_norm
-from k2core_kernels.numba.rope_yarn import rope_yarn
-from k2core_kernels.numba.swiglu import swiglu
-from k2core_kernels.numba.vectors import pointer_at
 
-# Columns of a layer's row. Matrices are in the layout of `linear`, those of experts in the layout of `linear_int4`.
-INPUT_NORM, POST_NORM, QUERY_NORM, LATENT_NORM = 0, 1, 2, 3
-QUERY_A, QUERY_B, LATENT_A, ABSORB, VALUE, OUTPUT = 4, 5, 6, 7, 8, 9
-GATE, UP, DOWN = 10, 11, 12  # of the dense layer, or of the shared expert
-ROUTER, ROUTER_BIAS = 13, 14
-EXPERT_GATE, EXPERT_GATE_SCALE, EXPERT_UP, EXPERT_UP_SCALE, EXPERT_DOWN, EXPERT_DOWN_SCALE = 15, 16, 17, 18, 19, 20
-COLUMNS = 21
-# Columns of the last row.
-EMBEDDING, FINAL_NORM, HEAD = 0, 1, 2
-
-
-class Sizes(NamedTuple):
-    """Sizes of a model, in its own names; all int."""
-
-    layers: int
-    dense_layers: int
-    hidden: int
-    dense_inner: int
-    shared_inner: int
-    experts: int
-    top_k: int
-    inner: int
-    group: int
-    heads: int
-    query_rank: int
-    latent_rank: int
-    nope: int
-    rope: int
-    value: int
-    vocab: int
+# Words of a job. What is set once for a model: addresses of its sizes (int64), constants (float32), weights, tables of angles,
+# and of the workspace's offsets; the workspace and its bytes per piece; the board of the crew; and how to share.
+SIZES, CONSTANTS, WEIGHTS, COSINE, SINE, ANGLES = 0, 1, 2, 3, 4, 5
+OFFSETS, WORK, WORK_BYTES, SCORE_STRIDE = 6, 7, 8, 9
+BOARD, THREADS, BY_TOKENS, TOKEN_WORK, POSITION_WORK, ROW_WORK = 10, 11, 12, 13, 14, 15
+# What a call sets: its tokens, and where results go.
+TOKENS, TOKEN_IDS, TABLES, POSITIONS, ROWS, FINAL, LOGITS, EXPERT_IDS, EXPERT_WEIGHTS = 16, 17, 18, 19, 20, 21, 22, 23, 24
+# Then a cache line for each piece. WRITTEN says how many layers' latents are in the cache.
+PIECES, PIECE = 32, 8
+FIRST, LAST, FIRST_ROW, LAST_ROW, WRITTEN = 0, 1, 2, 3, 4
+WORTH = 500_000  # multiply-adds of the least piece, about 10 us: what it takes to begin one
 
 
-class Constants(NamedTuple):
-    """Constants of a model, float32, and whether router weights are normalised."""
-
-    eps: np.float32
-    latent_eps: np.float32
-    softmax_scale: np.float32
-    routed_factor: np.float32
-    normalise: bool
-
-
-class Workspace(NamedTuple):
-    """Flat arrays that a forward writes; float32 except *members* (int32). Sizes: k2core_numba.workspace."""
-
-    hidden: np.ndarray
-    normed: np.ndarray
-    query_latent: np.ndarray
-    query: np.ndarray
-    latent: np.ndarray
-    absorbed: np.ndarray
-    attended: np.ndarray
-    values: np.ndarray
-    output: np.ndarray
-    gate: np.ndarray
-    up: np.ndarray
-    scores: np.ndarray
-    router: np.ndarray
-    gathered: np.ndarray
-    down: np.ndarray
-    slots: np.ndarray
-    routed: np.ndarray
-    members: np.ndarray
-
-
-class Chunk(NamedTuple):
-    """The tokens of one call.
-
-    token_ids, sequences: int32 (tokens); positions: int64 (tokens); pages: flat int64 (sequences * page_columns), addresses;
-    rows: int64, the tokens whose final hidden state is wanted.
-    """
-
-    token_ids: np.ndarray
-    sequences: np.ndarray
-    positions: np.ndarray
-    pages: np.ndarray
-    page_columns: int
-    rows: np.ndarray
-
-
-_SIZES = numba.typeof(Sizes(*[1] * len(Sizes._fields)))
-_CONSTANTS = numba.typeof(Constants(*[np.float32(1)] * 4, True))
-_WORKSPACE = types.NamedTuple([floats] * (len(Workspace._fields) - 1) + [ints], Workspace)
-_CHUNK = types.NamedTuple([ints, ints, longs, longs, size, longs], Chunk)
-
-
-@kernel(size(size))
-def _up16(size):
-    return (size + 15) // 16 * 16
-
-
-@kernel(floats(size, size))
-def _floats(address, size):
-    return numba.carray(pointer_at(address), (size,), np.float32)
-
-
-@kernel(words(size, size))
-def _words(address, size):
-    return numba.carray(pointer_at(address), (size,), np.uint32)
-
-
-@kernel(shorts(size, size))
-def _shorts(address, size):
-    return numba.carray(pointer_at(address), (size,), np.uint16)
-
-
-@kernel(words(size, size, size))
-def _matrix(address, rows, columns):
-    return _words(address, _up16(rows) * ((columns + 1) // 2))
-
-
-@kernel(none(size, size, size, floats, size, size, floats, size, size))
-def _project(address, rows, columns, x, x_stride, tokens, y, y_stride, threads):
-    linear(
-        _matrix(address, rows, columns), (columns + 1) // 2, (rows + 15) // 16, x, 0, x_stride, tokens, y, 0, y_stride, threads
-    )
-
-
-@kernel(none(floats, floats, size))
-def _add(x, y, size):
-    for i in range(size):
-        x[i] += y[i]
-
-
-@kernel(none(_SIZES, _CONSTANTS, longs, size, _CHUNK, floats, floats, _WORKSPACE, size))
-def attention(sizes, constants, row, layer, chunk, cosine, sine, work, threads):
-    """work.output = attention of work.normed; the chunk's latents enter the cache first."""
-    tokens = len(chunk.token_ids)
-    heads, nope, rope, rank = sizes.heads, sizes.nope, sizes.rope, sizes.latent_rank
-    width, hidden_stride = rank + rope, _up16(sizes.hidden)
-    query_stride, latent_stride = _up16(heads * (nope + rope)), _up16(width)
-    rank_stride = _up16(sizes.query_rank)
-    _project(
-        row[QUERY_A],
-        sizes.query_rank,
-        sizes.hidden,
-        work.normed,
-        hidden_stride,
-        tokens,
-        work.query_latent,
-        rank_stride,
-        threads,
-    )
-    gain = _floats(row[QUERY_NORM], sizes.query_rank)
-    rms_norm(work.query_latent, 0, rank_stride, tokens, gain, constants.latent_eps, work.query_latent, 0, rank_stride)
-    _project(
-        row[QUERY_B], heads * (nope + rope), sizes.query_rank, work.query_latent, rank_stride, tokens, work.query, query_stride,
-        threads,
+@kernel(layers.SIZES(longs))
+def _sizes(job):
+    s = longs_at(job[SIZES], 16)
+    return layers.Sizes(
+        s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], s[11], s[12], s[13], s[14], s[15]
     )  # fmt: skip
-    _project(row[LATENT_A], width, sizes.hidden, work.normed, hidden_stride, tokens, work.latent, latent_stride, threads)
-    gain = _floats(row[LATENT_NORM], rank)
-    rms_norm(work.latent, 0, latent_stride, tokens, gain, constants.latent_eps, work.latent, 0, latent_stride)
-    layer_offset = layer * PAGE * width * 4
+
+
+@kernel(layers.CONSTANTS(longs))
+def _constants(job):
+    c = floats_at(job[CONSTANTS], 5)
+    return layers.Constants(c[0], c[1], c[2], c[3], c[4] != 0)
+
+
+@kernel(longs(longs, size, size))
+def _weights(job, row, columns):
+    return longs_at(job[WEIGHTS] + row * columns * 8, columns)
+
+
+@kernel(floats(longs, size, size))
+def _area(job, piece, number):
+    """The *number*-th array of a piece's workspace."""
+    offsets = longs_at(job[OFFSETS], 19)
+    size = (offsets[number + 1] - offsets[number]) // 4
+    return floats_at(job[WORK] + piece * job[WORK_BYTES] + offsets[number], size)
+
+
+@kernel(layers.WORKSPACE(longs, size))
+def _workspace(job, piece):
+    members = _area(job, piece, 17)
+    return layers.Workspace(
+        _area(job, piece, 0), _area(job, piece, 1), _area(job, piece, 2), _area(job, piece, 3), _area(job, piece, 4),
+        _area(job, piece, 5), _area(job, piece, 6), _area(job, piece, 7), _area(job, piece, 8), _area(job, piece, 9),
+        _area(job, piece, 10), _area(job, piece, 11), _area(job, piece, 12), _area(job, piece, 13), _area(job, piece, 14),
+        _area(job, piece, 15), _area(job, piece, 16), ints_at(np.int64(members.ctypes.data), len(members)),
+    )  # fmt: skip
+
+
+@kernel(layers.CHUNK(longs, size))
+def _chunk(job, piece):
+    """The tokens of a piece."""
+    place = PIECES + piece * PIECE
+    first, count = job[place + FIRST], job[place + LAST] - job[place + FIRST]
+    tables = longs_at(job[TABLES], job[TOKENS])
+    own, before = np.int64(0), np.int64(0)
+    if job[BY_TOKENS]:
+        own = np.int64(job.ctypes.data) + (place + WRITTEN) * 8
+        if first > 0 and tables[first - 1] == tables[first]:
+            before = own - PIECE * 8
+    return layers.Chunk(
+        longs_at(job[TOKEN_IDS] + first * 8, count), tables[first : first + count],
+        longs_at(job[POSITIONS] + first * 8, count), floats_at(job[COSINE], job[ANGLES]), floats_at(job[SINE], job[ANGLES]),
+        job[SCORE_STRIDE], job[BOARD], own, before,
+    )  # fmt: skip
+
+
+@kernel(none(longs, size))
+def run_piece(job, piece):
+    """Take the tokens of a piece through all layers; hidden states, choices and logits are written where the job says."""
+    sizes, constants, chunk, work = _sizes(job), _constants(job), _chunk(job, piece), _workspace(job, piece)
+    threads = np.int64(1) if job[BY_TOKENS] else job[THREADS]
+    place = PIECES + piece * PIECE
+    first, count, total = job[place + FIRST], len(chunk.token_ids), job[TOKENS]
+    stride, columns = up16(sizes.hidden), np.int64(layers.COLUMNS)
+    choices = (sizes.layers - sizes.dense_layers) * total * sizes.top_k
+    expert_ids, expert_weights = ints_at(job[EXPERT_IDS], choices), floats_at(job[EXPERT_WEIGHTS], choices)
+    outer = _weights(job, sizes.layers, columns)
+    embedding(layers.shorts_at(outer[layers.EMBEDDING], sizes.vocab * stride), stride, chunk.token_ids, work.hidden)
+    for layer in range(sizes.layers):
+        row = _weights(job, layer, columns)
+        gain = floats_at(row[layers.INPUT_NORM], sizes.hidden)
+        rms_norm(work.hidden, 0, stride, count, gain, constants.eps, work.normed, 0, stride)
+        layers.attention(sizes, constants, row, layer, chunk, work, threads)
+        layers.add_onto(work.hidden, work.output, count * stride)
+        gain = floats_at(row[layers.POST_NORM], sizes.hidden)
+        rms_norm(work.hidden, 0, stride, count, gain, constants.eps, work.normed, 0, stride)
+        if layer < sizes.dense_layers:
+            layers.mlp(sizes, row, sizes.dense_inner, work.normed, count, work, threads)
+        else:
+            start = ((layer - sizes.dense_layers) * total + first) * sizes.top_k
+            layers.route(sizes, constants, row, work.normed, count, work, expert_ids, expert_weights, start, threads)
+            layers.experts(sizes, row, work.normed, count, work, expert_ids, expert_weights, start, threads)
+            layers.mlp(sizes, row, sizes.shared_inner, work.normed, count, work, threads)
+            layers.add_onto(work.output, work.routed, count * stride)
+        layers.add_onto(work.hidden, work.output, count * stride)
+    first_row, rows = job[place + FIRST_ROW], job[place + LAST_ROW] - job[place + FIRST_ROW]
+    tokens = longs_at(job[ROWS] + first_row * 8, rows)
+    final = floats_at(job[FINAL] + first_row * stride * 4, rows * stride)
+    gain = floats_at(outer[layers.FINAL_NORM], sizes.hidden)
+    for i in range(rows):
+        rms_norm(work.hidden, (tokens[i] - first) * stride, stride, 1, gain, constants.eps, final, i * stride, stride)
+    if job[LOGITS]:
+        width = up16(sizes.vocab)
+        logits = floats_at(job[LOGITS] + first_row * width * 4, rows * width)
+        layers.project(outer[layers.HEAD], sizes.vocab, sizes.hidden, final, stride, rows, logits, width, threads)
+
+
+@kernel(size(longs, longs, longs))
+def _cut(job, positions, rows):
+    """Share the tokens out by the work they are; returns how many pieces there are."""
+    tokens = len(positions)
+    total = tokens * job[TOKEN_WORK] + len(rows) * job[ROW_WORK]
     for token in range(tokens):
-        start, position = token * latent_stride, chunk.positions[token]
-        rope_yarn(work.latent, start + rank, cosine, sine, rope // 2, position, work.latent, start + rank)
-        page = chunk.pages[chunk.sequences[token] * chunk.page_columns + position // PAGE]
-        values = _floats(page, sizes.layers * PAGE * width)
-        write_latent(work.latent, start, layer_offset, width, position, values)
-    # queries into the latent space: rank absorbed values, then the rotated ones
-    absorbed_stride, rank_rows = _up16(rank) + _up16(rope), _up16(rank)
-    pairs = (nope + 1) // 2
-    for head in range(heads):
-        weight = _words(row[ABSORB] + head * rank_rows * pairs * 4, rank_rows * pairs)
-        linear(
-            weight, pairs, rank_rows // 16, work.query, head * (nope + rope), query_stride, tokens, work.absorbed,
-            head * absorbed_stride, heads * absorbed_stride, threads,
-        )  # fmt: skip
-    for token in range(tokens):
-        for head in range(heads):
-            source = token * query_stride + head * (nope + rope) + nope
-            target = (token * heads + head) * absorbed_stride + rank
-            rope_yarn(work.query, source, cosine, sine, rope // 2, chunk.positions[token], work.absorbed, target)
-    mla_attention(
-        tokens, heads, work.absorbed, absorbed_stride, chunk.pages, chunk.page_columns, chunk.sequences, chunk.positions,
-        layer_offset, rank, width, constants.softmax_scale, work.scores, len(work.scores) // SCORE_ROWS, work.attended,
-        rank_rows, threads,
-    )  # fmt: skip
-    value_stride, value_rows = _up16(heads * sizes.value) + 16, _up16(sizes.value)
-    pairs = (rank + 1) // 2
-    for head in range(heads):
-        weight = _words(row[VALUE] + head * value_rows * pairs * 4, value_rows * pairs)
-        linear(
-            weight, pairs, value_rows // 16, work.attended, head * rank_rows, heads * rank_rows, tokens, work.values,
-            head * sizes.value, value_stride, threads,
-        )  # fmt: skip
-    _project(
-        row[OUTPUT], sizes.hidden, heads * sizes.value, work.values, value_stride, tokens, work.output, hidden_stride, threads
-    )
+        total += positions[token] * job[POSITION_WORK]
+    pieces = min(job[THREADS], tokens, max(1, total // WORTH)) if job[BY_TOKENS] else 1
+    token, row, done = 0, 0, 0
+    for piece in range(pieces):
+        place = PIECES + piece * PIECE
+        job[place + FIRST], job[place + FIRST_ROW], job[place + WRITTEN] = token, row, 0
+        goal, most = total * (piece + 1) // pieces, tokens - (pieces - 1 - piece)
+        while token < most:
+            wanted = row < len(rows) and rows[row] == token
+            work = job[TOKEN_WORK] + positions[token] * job[POSITION_WORK] + (job[ROW_WORK] if wanted else 0)
+            if piece < pieces - 1 and token > job[place + FIRST] and done + work // 2 > goal:
+                break
+            done, token, row = done + work, token + 1, row + wanted
+        job[place + LAST], job[place + LAST_ROW] = token, row
+    return pieces
 
 
-@kernel(none(_SIZES, longs, size, floats, size, _WORKSPACE, size))
-def mlp(sizes, row, inner, x, tokens, work, threads):
-    """work.output = down(silu(gate x) * up x) with plain weights: the dense layer, or the shared expert."""
-    hidden_stride, stride = _up16(sizes.hidden), _up16(inner)
-    _project(row[GATE], inner, sizes.hidden, x, hidden_stride, tokens, work.gate, stride, threads)
-    _project(row[UP], inner, sizes.hidden, x, hidden_stride, tokens, work.up, stride, threads)
-    swiglu(work.gate, work.up, tokens * stride)
-    _project(row[DOWN], sizes.hidden, inner, work.gate, stride, tokens, work.output, hidden_stride, threads)
+@kernel(none(size))
+def _work(board):
+    """Do pieces until none is left."""
+    piece = crew.claim(board)
+    while piece >= 0:
+        run_piece(longs_at(crew.read(board + crew.JOB), PIECES), piece)
+        crew.add_to(board + crew.DONE, 1)
+        piece = crew.claim(board)
 
 
-@kernel(none(_SIZES, _CONSTANTS, longs, floats, size, _WORKSPACE, ints, floats, size, size))
-def route(sizes, constants, row, x, tokens, work, expert_ids, weights, start, threads):
-    """Choose experts for flat x; token t's choices are written at start + t * top_k."""
-    stride = _up16(sizes.experts)
-    _project(row[ROUTER], sizes.experts, sizes.hidden, x, _up16(sizes.hidden), tokens, work.router, stride, threads)
-    bias = _floats(row[ROUTER_BIAS], sizes.experts)
-    moe_route(
-        work.router, stride, tokens, bias, sizes.top_k, constants.normalise, constants.routed_factor, expert_ids, weights, start
-    )
-
-
-@kernel(none(_SIZES, longs, floats, size, _WORKSPACE, ints, floats, size, size))
-def experts(sizes, row, x, tokens, work, expert_ids, weights, start, threads):
-    """work.routed = weighted sum of the chosen experts of flat x."""
-    hidden_stride = _up16(sizes.hidden)
-    words, scales = _up16(sizes.inner) * sizes.hidden // 8, _up16(sizes.inner) * (sizes.hidden // sizes.group)
-    down_words, down_scales = hidden_stride * sizes.inner // 8, hidden_stride * (sizes.inner // sizes.group)
-    count = sizes.experts
-    moe_experts(
-        x, hidden_stride, tokens, expert_ids, weights, start, sizes.top_k, count, sizes.hidden, sizes.inner, sizes.group,
-        _words(row[EXPERT_GATE], count * words), _shorts(row[EXPERT_GATE_SCALE], count * scales),
-        _words(row[EXPERT_UP], count * words), _shorts(row[EXPERT_UP_SCALE], count * scales),
-        _words(row[EXPERT_DOWN], count * down_words), _shorts(row[EXPERT_DOWN_SCALE], count * down_scales),
-        work.gathered, work.gate, work.up, work.down, work.slots, work.members, work.routed, threads,
-    )  # fmt: skip
-
-
-@kernel(none(_SIZES, _CONSTANTS, table, _CHUNK, floats, floats, _WORKSPACE, ints, floats, floats, floats, flag, size))
-def forward(
-    sizes, constants, weights, chunk, cosine, sine, work, expert_ids, expert_weights, final, logits, want_logits, threads
-):
-    """Run a chunk of tokens through all layers.
+@kernel(none(longs, longs, longs, longs, longs, floats, floats, ints, floats))
+def forward(job, token_ids, tables, positions, rows, final, logits, expert_ids, expert_weights):
+    """Run tokens through all layers.
 
     Args:
-        sizes, constants: of the model.
-        weights: int64 (layers + 1, COLUMNS) addresses.
-        chunk: the tokens; their pages exist and hold all earlier positions.
-        cosine, sine: flat float32 (positions * rope / 2).
-        work: workspaces for at least this many tokens.
-        expert_ids, expert_weights: flat int32 and float32 (MoE layers * tokens * top_k), written.
+        job: what is set once for a model, as above; the rest is overwritten.
+        token_ids, positions: int64 (tokens).
+        tables: int64 (tokens), address of the page table of each token's sequence: its pages exist, hold all earlier positions,
+            and no other sequence holds those that the tokens fall into. Tokens of a sequence follow each other.
+        rows: int64, ascending, the tokens whose final hidden state is wanted.
         final: flat float32 (rows * hidden rounded up to 16), written: the hidden states after the last norm.
-        logits: flat float32 (rows * vocab rounded up to 16), written if *want_logits*.
-        threads: 1 never enters a parallel region.
+        logits: flat float32 (rows * vocab rounded up to 16), written; empty where none are wanted.
+        expert_ids, expert_weights: flat int32 and float32 (MoE layers * tokens * top_k), written.
     """
-    tokens = len(chunk.token_ids)
-    stride = _up16(sizes.hidden)
-    outer = weights[sizes.layers]
-    embedding(_shorts(outer[EMBEDDING], sizes.vocab * stride), stride, chunk.token_ids, work.hidden)
-    for layer in range(sizes.layers):
-        row = weights[layer]
-        gain = _floats(row[INPUT_NORM], sizes.hidden)
-        rms_norm(work.hidden, 0, stride, tokens, gain, constants.eps, work.normed, 0, stride)
-        attention(sizes, constants, row, layer, chunk, cosine, sine, work, threads)
-        _add(work.hidden, work.output, tokens * stride)
-        gain = _floats(row[POST_NORM], sizes.hidden)
-        rms_norm(work.hidden, 0, stride, tokens, gain, constants.eps, work.normed, 0, stride)
-        if layer < sizes.dense_layers:
-            mlp(sizes, row, sizes.dense_inner, work.normed, tokens, work, threads)
-        else:
-            start = (layer - sizes.dense_layers) * tokens * sizes.top_k
-            route(sizes, constants, row, work.normed, tokens, work, expert_ids, expert_weights, start, threads)
-            experts(sizes, row, work.normed, tokens, work, expert_ids, expert_weights, start, threads)
-            mlp(sizes, row, sizes.shared_inner, work.normed, tokens, work, threads)
-            _add(work.output, work.routed, tokens * stride)
-        _add(work.hidden, work.output, tokens * stride)
-    gain = _floats(outer[FINAL_NORM], sizes.hidden)
-    for i in range(len(chunk.rows)):
-        rms_norm(work.hidden, chunk.rows[i] * stride, stride, 1, gain, constants.eps, final, i * stride, stride)
-    if want_logits:
-        _project(outer[HEAD], sizes.vocab, sizes.hidden, final, stride, len(chunk.rows), logits, _up16(sizes.vocab), threads)
+    job[TOKENS], job[TOKEN_IDS], job[TABLES] = len(token_ids), token_ids.ctypes.data, tables.ctypes.data
+    job[POSITIONS], job[ROWS], job[FINAL] = positions.ctypes.data, rows.ctypes.data, final.ctypes.data
+    job[LOGITS] = logits.ctypes.data if len(logits) else 0
+    job[EXPERT_IDS], job[EXPERT_WEIGHTS] = expert_ids.ctypes.data, expert_weights.ctypes.data
+    pieces, board = _cut(job, positions, rows), job[BOARD]
+    if pieces == 1:
+        run_piece(job, 0)
+    else:
+        crew.publish(board, np.int64(job.ctypes.data), pieces)
+        _work(board)
+        crew.wait_for(board, board + crew.DONE, pieces)
+
+
+@kernel(none(size, size))
+def serve(board, helper):
+    """Help with jobs for ever."""
+    while helper >= 0:
+        crew.sleep(board, helper)
+        while crew.look(board):
+            _work(board)
+
+
+@kernel(size(size, size))
+def wake(board, helpers):
+    """Wake helpers for a job that is about to be published; returns the core that this thread runs on, -1 where not known."""
+    crew.wake(board, helpers)
+    core = crew.read(board + crew.CORE)
+    return crew.call(core, 0) if core else -1
+
+
+@kernel(none(longs, size, floats, size, ints, floats))
+def route(job, layer, x, tokens, expert_ids, weights):
+    """Choose experts for flat x (tokens * hidden rounded up to 16); token t's choices are written at t * top_k."""
+    row = _weights(job, layer, np.int64(layers.COLUMNS))
+    layers.route(_sizes(job), _constants(job), row, x, tokens, _workspace(job, 0), expert_ids, weights, 0, job[THREADS])
+
+
+@kernel(none(longs, size, floats, size, ints, floats, floats))
+def experts(job, layer, x, tokens, expert_ids, weights, y):
+    """The weighted sum of the chosen experts of flat x, into flat y of the same size."""
+    row, work = _weights(job, layer, np.int64(layers.COLUMNS)), _workspace(job, 0)
+    layers.experts(_sizes(job), row, x, tokens, work, expert_ids, weights, 0, job[THREADS])
+    y[:] = work.routed[: len(y)]
+
+
+@kernel(none(longs, size, floats, size, floats))
+def shared_expert(job, layer, x, tokens, y):
+    """The shared expert of flat x, into flat y of the same size."""
+    row, work, sizes = _weights(job, layer, np.int64(layers.COLUMNS)), _workspace(job, 0), _sizes(job)
+    layers.mlp(sizes, row, sizes.shared_inner, x, tokens, work, job[THREADS])
+    y[:] = work.output[: len(y)]

@@ -12,12 +12,12 @@ import numba
 import numpy as np
 from numba import types
 
-from k2core_kernels.numba.linear import PARALLEL_WORK, PARTS
+from k2core_kernels.numba.linear import PARALLEL_WORK, PARTS, onto, together
 from k2core_kernels.numba.options import floats, kernel, none, shorts, size, words
 from k2core_kernels.numba.vectors import (
     Float16,
+    Int16,
     add,
-    broadcast,
     fma,
     load_bfloat16,
     load_words,
@@ -34,6 +34,15 @@ from k2core_kernels.numba.vectors import (
 )
 
 
+@kernel(types.UniTuple(Float16, 2)(Int16, floats, size, Float16, Float16))
+def _word_onto(packed, x, column, even, odd):
+    """The two sums of a token with the eight columns of a word added."""
+    even, odd = onto(nibble0(packed), nibble1(packed), x, column, even, odd)
+    even, odd = onto(nibble2(packed), nibble3(packed), x, column + 2, even, odd)
+    even, odd = onto(nibble4(packed), nibble5(packed), x, column + 4, even, odd)
+    return onto(nibble6(packed), nibble7(packed), x, column + 6, even, odd)
+
+
 @kernel(none(words, shorts, size, size, size, floats, size, floats, size))
 def _one_token(words, scales, groups, group_words, tile, x, x_start, y, y_start):
     total = splat(np.float32(0))
@@ -42,63 +51,83 @@ def _one_token(words, scales, groups, group_words, tile, x, x_start, y, y_start)
         even, odd = splat(np.float32(0)), splat(np.float32(0))
         for _ in range(group_words):
             packed = load_words(words, at)
-            even = fma(nibble0(packed), broadcast(x, column), even)
-            odd = fma(nibble1(packed), broadcast(x, column + 1), odd)
-            even = fma(nibble2(packed), broadcast(x, column + 2), even)
-            odd = fma(nibble3(packed), broadcast(x, column + 3), odd)
-            even = fma(nibble4(packed), broadcast(x, column + 4), even)
-            odd = fma(nibble5(packed), broadcast(x, column + 5), odd)
-            even = fma(nibble6(packed), broadcast(x, column + 6), even)
-            odd = fma(nibble7(packed), broadcast(x, column + 7), odd)
+            even, odd = _word_onto(packed, x, column, even, odd)
             at, column = at + 16, column + 8
         total = fma(add(even, odd), load_bfloat16(scales, (tile * groups + group) * 16), total)
     store(y, y_start + 16 * tile, total)
 
 
 @kernel(none(words, shorts, size, size, size, floats, size, floats, size))
-def _one_token_two_tiles(words, scales, groups, group_words, tile, x, x_start, y, y_start):
-    total0, total1 = splat(np.float32(0)), splat(np.float32(0))
+def _one_token_four_tiles(words, scales, groups, group_words, tile, x, x_start, y, y_start):
+    zero = splat(np.float32(0))
+    total0, total1, total2, total3 = zero, zero, zero, zero
     step = groups * group_words * 16
     at, column = tile * step, x_start
     for group in range(groups):
-        even0, odd0 = splat(np.float32(0)), splat(np.float32(0))
-        even1, odd1 = even0, odd0
+        even0, even1, even2, even3 = zero, zero, zero, zero
+        odd0, odd1, odd2, odd3 = zero, zero, zero, zero
         for _ in range(group_words):
             packed0, packed1 = load_words(words, at), load_words(words, at + step)
-            value = broadcast(x, column)
-            even0, even1 = fma(nibble0(packed0), value, even0), fma(nibble0(packed1), value, even1)
-            value = broadcast(x, column + 1)
-            odd0, odd1 = fma(nibble1(packed0), value, odd0), fma(nibble1(packed1), value, odd1)
-            value = broadcast(x, column + 2)
-            even0, even1 = fma(nibble2(packed0), value, even0), fma(nibble2(packed1), value, even1)
-            value = broadcast(x, column + 3)
-            odd0, odd1 = fma(nibble3(packed0), value, odd0), fma(nibble3(packed1), value, odd1)
-            value = broadcast(x, column + 4)
-            even0, even1 = fma(nibble4(packed0), value, even0), fma(nibble4(packed1), value, even1)
-            value = broadcast(x, column + 5)
-            odd0, odd1 = fma(nibble5(packed0), value, odd0), fma(nibble5(packed1), value, odd1)
-            value = broadcast(x, column + 6)
-            even0, even1 = fma(nibble6(packed0), value, even0), fma(nibble6(packed1), value, even1)
-            value = broadcast(x, column + 7)
-            odd0, odd1 = fma(nibble7(packed0), value, odd0), fma(nibble7(packed1), value, odd1)
+            packed2, packed3 = load_words(words, at + 2 * step), load_words(words, at + 3 * step)
+            even0, odd0 = _word_onto(packed0, x, column, even0, odd0)
+            even1, odd1 = _word_onto(packed1, x, column, even1, odd1)
+            even2, odd2 = _word_onto(packed2, x, column, even2, odd2)
+            even3, odd3 = _word_onto(packed3, x, column, even3, odd3)
             at, column = at + 16, column + 8
-        total0 = fma(add(even0, odd0), load_bfloat16(scales, (tile * groups + group) * 16), total0)
-        total1 = fma(add(even1, odd1), load_bfloat16(scales, ((tile + 1) * groups + group) * 16), total1)
-    store(y, y_start + 16 * tile, total0)
-    store(y, y_start + 16 * tile + 16, total1)
+        scale = (tile * groups + group) * 16
+        total0 = fma(add(even0, odd0), load_bfloat16(scales, scale), total0)
+        total1 = fma(add(even1, odd1), load_bfloat16(scales, scale + groups * 16), total1)
+        total2 = fma(add(even2, odd2), load_bfloat16(scales, scale + groups * 32), total2)
+        total3 = fma(add(even3, odd3), load_bfloat16(scales, scale + groups * 48), total3)
+    start = y_start + 16 * tile
+    store(y, start, total0)
+    store(y, start + 16, total1)
+    store(y, start + 32, total2)
+    store(y, start + 48, total3)
 
 
-@kernel(types.UniTuple(Float16, 8)(Float16, Float16, floats, size, size, *[Float16] * 8))
-def _two_columns(low, high, x, column, stride, even0, odd0, even1, odd1, even2, odd2, even3, odd3):
-    """One even and one odd column of a tile onto the sums of four tokens."""
-    even0, odd0 = fma(low, broadcast(x, column), even0), fma(high, broadcast(x, column + 1), odd0)
-    column += stride
-    even1, odd1 = fma(low, broadcast(x, column), even1), fma(high, broadcast(x, column + 1), odd1)
-    column += stride
-    even2, odd2 = fma(low, broadcast(x, column), even2), fma(high, broadcast(x, column + 1), odd2)
-    column += stride
-    even3, odd3 = fma(low, broadcast(x, column), even3), fma(high, broadcast(x, column + 1), odd3)
-    return even0, odd0, even1, odd1, even2, odd2, even3, odd3
+@kernel(none(words, shorts, size, size, size, floats, size, size, floats, size, size))
+def _two_tokens(words, scales, groups, group_words, tile, x, x_start, stride, y, y_start, y_stride):
+    zero = splat(np.float32(0))
+    total0, total1 = zero, zero
+    at, column = tile * groups * group_words * 16, x_start
+    for group in range(groups):
+        even0, even1, odd0, odd1 = zero, zero, zero, zero
+        for _ in range(group_words):
+            packed = load_words(words, at)
+            even0, odd0 = _word_onto(packed, x, column, even0, odd0)
+            even1, odd1 = _word_onto(packed, x, column + stride, even1, odd1)
+            at, column = at + 16, column + 8
+        scale = load_bfloat16(scales, (tile * groups + group) * 16)
+        total0 = fma(add(even0, odd0), scale, total0)
+        total1 = fma(add(even1, odd1), scale, total1)
+    start = y_start + 16 * tile
+    store(y, start, total0)
+    store(y, start + y_stride, total1)
+
+
+@kernel(none(words, shorts, size, size, size, floats, size, size, floats, size, size))
+def _three_tokens(words, scales, groups, group_words, tile, x, x_start, stride, y, y_start, y_stride):
+    zero = splat(np.float32(0))
+    total0, total1, total2 = zero, zero, zero
+    at, column = tile * groups * group_words * 16, x_start
+    for group in range(groups):
+        even0, even1, even2 = zero, zero, zero
+        odd0, odd1, odd2 = zero, zero, zero
+        for _ in range(group_words):
+            packed = load_words(words, at)
+            even0, odd0 = _word_onto(packed, x, column, even0, odd0)
+            even1, odd1 = _word_onto(packed, x, column + stride, even1, odd1)
+            even2, odd2 = _word_onto(packed, x, column + 2 * stride, even2, odd2)
+            at, column = at + 16, column + 8
+        scale = load_bfloat16(scales, (tile * groups + group) * 16)
+        total0 = fma(add(even0, odd0), scale, total0)
+        total1 = fma(add(even1, odd1), scale, total1)
+        total2 = fma(add(even2, odd2), scale, total2)
+    start = y_start + 16 * tile
+    store(y, start, total0)
+    store(y, start + y_stride, total1)
+    store(y, start + 2 * y_stride, total2)
 
 
 @kernel(none(words, shorts, size, size, size, floats, size, size, floats, size, size))
@@ -107,19 +136,20 @@ def _four_tokens(words, scales, groups, group_words, tile, x, x_start, stride, y
     total0, total1, total2, total3 = zero, zero, zero, zero
     at, column = tile * groups * group_words * 16, x_start
     for group in range(groups):
-        sums = (zero, zero, zero, zero, zero, zero, zero, zero)
+        even0, even1, even2, even3 = zero, zero, zero, zero
+        odd0, odd1, odd2, odd3 = zero, zero, zero, zero
         for _ in range(group_words):
             packed = load_words(words, at)
-            sums = _two_columns(nibble0(packed), nibble1(packed), x, column, stride, *sums)
-            sums = _two_columns(nibble2(packed), nibble3(packed), x, column + 2, stride, *sums)
-            sums = _two_columns(nibble4(packed), nibble5(packed), x, column + 4, stride, *sums)
-            sums = _two_columns(nibble6(packed), nibble7(packed), x, column + 6, stride, *sums)
+            even0, odd0 = _word_onto(packed, x, column, even0, odd0)
+            even1, odd1 = _word_onto(packed, x, column + stride, even1, odd1)
+            even2, odd2 = _word_onto(packed, x, column + 2 * stride, even2, odd2)
+            even3, odd3 = _word_onto(packed, x, column + 3 * stride, even3, odd3)
             at, column = at + 16, column + 8
         scale = load_bfloat16(scales, (tile * groups + group) * 16)
-        total0 = fma(add(sums[0], sums[1]), scale, total0)
-        total1 = fma(add(sums[2], sums[3]), scale, total1)
-        total2 = fma(add(sums[4], sums[5]), scale, total2)
-        total3 = fma(add(sums[6], sums[7]), scale, total3)
+        total0 = fma(add(even0, odd0), scale, total0)
+        total1 = fma(add(even1, odd1), scale, total1)
+        total2 = fma(add(even2, odd2), scale, total2)
+        total3 = fma(add(even3, odd3), scale, total3)
     start = y_start + 16 * tile
     store(y, start, total0)
     store(y, start + y_stride, total1)
@@ -132,22 +162,24 @@ def linear_int4_tiles(words, scales, groups, group_words, first, last, x, x_star
     """Rows 16 * first up to 16 * last of W x; arguments as of `linear_int4`."""
     if tokens == 1:
         tile = first
-        while tile + 2 <= last:
-            _one_token_two_tiles(words, scales, groups, group_words, tile, x, x_start, y, y_start)
-            tile += 2
-        if tile < last:
+        while tile + 4 <= last:
+            _one_token_four_tiles(words, scales, groups, group_words, tile, x, x_start, y, y_start)
+            tile += 4
+        while tile < last:
             _one_token(words, scales, groups, group_words, tile, x, x_start, y, y_start)
+            tile += 1
         return
     for tile in range(first, last):
         token = 0
-        while token + 4 <= tokens:
-            from_x, to_y = x_start + token * x_stride, y_start + token * y_stride
-            _four_tokens(words, scales, groups, group_words, tile, x, from_x, x_stride, y, to_y, y_stride)
-            token += 4
         while token < tokens:
-            from_x, to_y = x_start + token * x_stride, y_start + token * y_stride
-            _one_token(words, scales, groups, group_words, tile, x, from_x, y, to_y)
-            token += 1
+            count, from_x, to_y = together(tokens - token), x_start + token * x_stride, y_start + token * y_stride
+            if count == 4:
+                _four_tokens(words, scales, groups, group_words, tile, x, from_x, x_stride, y, to_y, y_stride)
+            elif count == 3:
+                _three_tokens(words, scales, groups, group_words, tile, x, from_x, x_stride, y, to_y, y_stride)
+            else:
+                _two_tokens(words, scales, groups, group_words, tile, x, from_x, x_stride, y, to_y, y_stride)
+            token += count
 
 
 @kernel(none(words, shorts, size, size, size, floats, size, size, size, floats, size, size), parallel=True)

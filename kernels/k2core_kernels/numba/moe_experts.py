@@ -8,6 +8,14 @@ import numpy as np
 from k2core_kernels.numba.linear_int4 import linear_int4
 from k2core_kernels.numba.options import floats, ints, kernel, none, shorts, size, words
 from k2core_kernels.numba.swiglu import swiglu
+from k2core_kernels.numba.vectors import add, broadcast, load, multiply, splat, store
+
+
+@kernel(none(floats, size, floats, size, size))
+def _copy(x, x_start, y, y_start, size):
+    """Copy *size* values, a multiple of 16."""
+    for block in range(0, size, 16):
+        store(y, y_start + block, load(x, x_start + block))
 
 
 @kernel(
@@ -97,8 +105,7 @@ def moe_experts(
             for choice in range(tokens * top_k):
                 if expert_ids[start + choice] == expert:
                     members[count] = choice
-                    source = choice // top_k * x_stride
-                    gathered[count * x_stride : (count + 1) * x_stride] = x[source : source + x_stride]
+                    _copy(x, choice // top_k * x_stride, gathered, count * x_stride, x_stride)
                     count += 1
             if count == 0:
                 continue
@@ -107,12 +114,11 @@ def moe_experts(
                 down_words, down_scales, gate, up, down, threads,
             )  # fmt: skip
             for row in range(count):
-                target = members[row] * x_stride
-                slots[target : target + x_stride] = down[row * x_stride : (row + 1) * x_stride]
+                _copy(down, row * x_stride, slots, members[row] * x_stride, x_stride)
     for token in range(tokens):
-        target = token * x_stride
-        y[target : target + x_stride] = np.float32(0)
-        for slot in range(top_k):
-            weight, source = weights[start + token * top_k + slot], (token * top_k + slot) * x_stride
-            for i in range(x_stride):
-                y[target + i] += weight * slots[source + i]
+        for block in range(0, x_stride, 16):
+            total = splat(np.float32(0))
+            for slot in range(top_k):
+                choice = token * top_k + slot
+                total = add(total, multiply(broadcast(weights, start + choice), load(slots, choice * x_stride + block)))
+            store(y, token * x_stride + block, total)

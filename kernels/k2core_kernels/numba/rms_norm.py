@@ -6,7 +6,7 @@ Order of the sum of squares: 16 lanes over blocks of 16 values, the lanes' tree,
 import numpy as np
 
 from k2core_kernels.numba.options import floats, kernel, none, real, size
-from k2core_kernels.numba.vectors import fma, load, splat, sum_lanes
+from k2core_kernels.numba.vectors import fma, load, multiply, splat, store, sum_lanes
 
 
 @kernel(none(floats, size, size, size, floats, real, floats, size, size))
@@ -31,5 +31,7 @@ def rms_norm(x, x_start, x_stride, tokens, gain, eps, y, y_start, y_stride):
         for i in range(whole, size):
             total += x[source + i] * x[source + i]
         inverse = np.float32(1) / np.sqrt(total / np.float32(size) + eps)
-        for i in range(size):
+        for block in range(0, whole, 16):
+            store(y, target + block, multiply(load(gain, block), multiply(load(x, source + block), splat(inverse))))
+        for i in range(whole, size):
             y[target + i] = gain[i] * (x[source + i] * inverse)
