@@ -150,6 +150,10 @@ class NumbaModel:
         """
         return self._store.own_bytes(self._sequence(handle))
 
+    def used_blocks(self) -> int:
+        """Pages of live sequences; one that several share counts once."""
+        return self._store.used
+
     def memory(self) -> CacheMemory:
         """Cache memory, as it is now; the machine's files are read for it."""
         self._open()

@@ -22,7 +22,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from k2core.engine.drafts import Drafter, History
+from k2core.engine.drafts import Drafter, Text
 from k2core.engine.fingerprint import fingerprint
 from k2core.engine.grammar import Constraint, Masks
 from k2core.engine.memory import MemoryPlan
@@ -126,7 +126,7 @@ class EngineModel:
         self._format = chat_format
         self._checkpoint = checkpoint
         self._drafts = max(0, drafts)
-        self._history = History()
+        self._history = Text()
         self._masks = Masks(tokenizer, chat_format.stop_ids) if masks and hasattr(chat_format, "grammar") else None
         self._compiling = ThreadPoolExecutor(1, "k2core-grammar")
         self._delivery = Delivery()
@@ -291,7 +291,10 @@ class EngineModel:
                 elif not request.cancelled:
                     self._begin(request)
                     delivery.flush()
-            scheduler.step()
+            try:
+                scheduler.step()
+            except BaseException as error:  # a mistake of the engine's own: nobody may wait for ever
+                scheduler.fail_all(error)
             delivery.flush()
 
     def _wind_down(self) -> None:

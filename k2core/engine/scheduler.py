@@ -83,6 +83,15 @@ class Scheduler:
         while self._waiting:
             self._waiting.popleft().ended(reason)
 
+    def fail_all(self, error: BaseException) -> None:
+        """End every turn with *error*, and forget what the cache holds."""
+        self.refuse_waiting(error)
+        for turn in list(self._running):
+            self._running.remove(turn)
+            turn.ended(error)
+        self._crowded = False
+        self.prefix.clear()
+
     def recent(self) -> list[int]:
         """Token ids of the sequence used last, one that runs before others; empty where none lives."""
         last = max(self.prefix.live, key=lambda one: (one.in_use, one.used), default=None)
@@ -149,17 +158,27 @@ class Scheduler:
             if self._is_being_computed(turn.prompt):
                 later.append(turn)
                 continue
-            sequence = self.prefix.begin(turn.prompt)
-            need = self.plan.need(turn.longest, held=len(sequence.ids))
-            if not self.prefix.make_room(self._promised() + need) and self._running:
-                self.prefix.give_up(sequence, turn.prompt)
-                self.prefix.make_room(self._promised())
+            try:
+                self._crowded = not self._let_in(turn)
+            except BaseException as error:
+                turn.ended(error)
+                raise
+            if self._crowded:
                 self._waiting.appendleft(turn)
-                self._crowded = True
                 break
-            turn.begin(sequence)
-            self._running.append(turn)
         self._waiting.extendleft(reversed(later))
+
+    def _let_in(self, turn: Turn) -> bool:
+        """Give *turn* its place, if its longest possible cache fits; a turn that is alone always gets it."""
+        sequence = self.prefix.begin(turn.prompt)
+        need = self.plan.need(turn.longest, held=len(sequence.ids))
+        if not self.prefix.make_room(self._promised() + need) and self._running:
+            self.prefix.give_up(sequence, turn.prompt)
+            self.prefix.make_room(self._promised())
+            return False
+        turn.begin(sequence)
+        self._running.append(turn)
+        return True
 
     def _is_being_computed(self, prompt: list[int]) -> bool:
         """Whether a running turn is about to compute a part of *prompt* that nobody has computed yet."""

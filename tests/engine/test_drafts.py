@@ -5,7 +5,7 @@ from engine.turns import ask, run, schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2core.engine.drafts import FIRST_LENGTH, PAUSE, WINDOW, SHORTEST_PATTERN, Drafter, History
+from k2core.engine.drafts import CANDIDATES, FIRST_LENGTH, PAUSE, WINDOW, Drafter, Text
 from k2core.testing.loaded import HashModel
 
 ids = st.lists(st.integers(0, 3), max_size=80)
@@ -18,29 +18,42 @@ def drafter(text, most=8):
     return made
 
 
-def follows(text, pattern):
-    """What followed the last earlier occurrence of *pattern*, which ends *text*; None where there is none."""
-    for at in range(len(text) - len(pattern) - 1, -1, -1):
-        if text[at : at + len(pattern)] == pattern:
-            return text[at + len(pattern) :]
-    return None
+def by_definition(text, pattern, most):
+    """The longest tail of *pattern* among the newest places of its last two tokens, and what follows there."""
+    places = [at for at in range(len(text) - 2) if text[at : at + 2] == pattern[-2:]][-CANDIDATES:]
+    best, found = 0, []
+    for at in reversed(places):
+        size = max(n for n in range(2, len(pattern) + 1) if n <= at + 2 and text[at + 2 - n : at + 2] == pattern[-n:])
+        if size > best:
+            best, found = size, text[at + 2 : at + 2 + most]
+    return best, found
 
 
 @given(text=ids, more=ids, limit=st.integers(0, 10))
 def test_a_guess_is_what_followed_the_longest_known_pattern(text, more, limit):
-    """The guess continues the last earlier occurrence of the longest tail of 4 to 2 tokens, by definition."""
+    """The guess continues the newest of the earlier places that are preceded by most of the last 4 tokens."""
     made = drafter(text)
     for token in more:
         made.add(token)
     text = text + more
-    expected = []
-    for size in (4, 3, SHORTEST_PATTERN):
-        found = follows(text, text[-size:]) if len(text) > size else None
-        if found:
-            expected = found[: min(limit, FIRST_LENGTH)]
-            break
+    expected = by_definition(text, text[-4:], min(limit, FIRST_LENGTH))[1] if len(text) > 2 else []
 
     assert made.guess(limit) == expected
+
+
+@given(texts=st.lists(ids, max_size=60), pattern=st.lists(st.integers(0, 3), min_size=2, max_size=4))
+def test_texts_are_searched_by_definition(texts, pattern):
+    """However a text has grown, it is searched as one list."""
+    text, plain = Text(), []
+    for piece in texts:
+        if len(piece) == 1:
+            text.append(piece[0])
+        else:
+            text.add(piece)
+        plain += piece
+
+    assert text.after(pattern, 5) == by_definition(plain[-WINDOW:], pattern, 5)
+    assert text.tail(7) == plain[-7:]
 
 
 @given(text=ids, forced=st.lists(st.integers(0, 3), min_size=1, max_size=12), limit=st.integers(0, 10))
@@ -74,15 +87,16 @@ def test_wrong_guesses_get_shorter_and_rarer():
 
 def test_what_other_turns_generated_is_known_too():
     """A pattern that this conversation lacks is looked up in what was generated lately; its own text comes first."""
-    history = History()
+    history = Text()
     history.add([7, 8, 9, 1, 2, 3])
     made = Drafter(most=8, history=history)
     made.begin([5, 7, 8])
     assert made.guess(8) == [9, 1, 2]
     made.begin([7, 8, 4, 4, 7, 8])
     assert made.guess(8) == [4, 4, 7]
-    history.add([0] * 3 * WINDOW)
-    assert len(history.text) == 4 * WINDOW
+    for _ in range(9):
+        history.add([0] * (WINDOW // 2))
+    assert WINDOW <= len(history) <= 4 * WINDOW
 
 
 @given(

@@ -260,6 +260,29 @@ def test_a_crashed_forward_ends_its_batch_and_nothing_else():
     assert len(model.live) == 1
 
 
+def test_a_mistake_of_ours_leaves_nobody_waiting():
+    """Whatever breaks while turns are let in, every turn is told, and later ones are computed."""
+
+    class Odd(HashModel):
+        def fork(self, handle, length):
+            raise AttributeError("no such thing")
+
+    scheduler = schedule(Odd(vocab=10, fork_is_shared=True))
+    first, second, third = ask([1] * 20, most=9), ask([1] * 20 + [2], most=9), ask([1] * 20 + [3], most=9)
+    for one in (first, second, third):
+        scheduler.add(one.turn)
+    with pytest.raises(AttributeError):
+        while scheduler.busy:
+            scheduler.step()
+    scheduler.fail_all(AttributeError("no such thing"))
+
+    assert all(isinstance(one.end, AttributeError) for one in (first, second, third))
+    assert scheduler.model.live == ()
+    later = ask([1] * 20, most=9)
+    run(scheduler, later)
+    assert len(later.ids) == 9
+
+
 def test_accounting_adds_up():
     """A turn's times are parts of its whole, and its tokens are those that went through the model for it."""
     model = HashModel(vocab=10, fork_is_shared=True)
