@@ -5,6 +5,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from k2core.engine.forbidden import exhausted
 from k2core.errors import InputError, nearest
 from k2core.language import GenerateOptions
 
@@ -44,9 +45,13 @@ def offered(tools: Sequence[Mapping[str, Any]], options: GenerateOptions) -> Off
     declared: dict[str, Mapping[str, Any]] = {}
     for tool in tools:
         function = tool["function"]
-        declared.setdefault(str(function["name"]), function.get("parameters") or NO_PARAMETERS)
+        parameters = function.get("parameters")
+        declared.setdefault(str(function["name"]), NO_PARAMETERS if parameters is None else parameters)
     choice = options.tool_choice
     forbidden = set(options.forbidden_tools)
+    for name in {name for name, _ in options.forbidden_calls} & declared.keys() - forbidden:
+        if exhausted(declared[name], [text for other, text in options.forbidden_calls if other == name]):
+            forbidden.add(name)
     callable_ = {name: parameters for name, parameters in declared.items() if name not in forbidden}
     if choice == "none" or (choice == "auto" and not callable_):
         return Offer(most_calls=0, response=options.response_schema)

@@ -91,8 +91,7 @@ class ByteFormat:
         lines = [
             f"start: {mark['<think>']} ANY? {mark['</think>']} body {mark['<end>']}",
             f"body: {' | '.join(bodies)}",
-            "ANY: /(?s:.+)/",
-            "TEXT: /(?s:\\s*\\S.*)/",
+            lark.TEXTS,
         ]
         lines += [] if offer.response is None else [rules(offer.response, "response").text]
         for place in range(offer.most_calls):

@@ -13,7 +13,7 @@ spelling (`k2core.engine.schemas`). Control tokens stand in the grammar by their
 
 from collections.abc import Mapping
 
-from k2core.engine.lark import literal, token
+from k2core.engine.lark import TEXTS, literal, token
 from k2core.engine.offer import Offer
 from k2core.engine.schemas import BASE, rules
 from k2core.errors import InputError
@@ -40,8 +40,7 @@ def turn_grammar(offer: Offer, control: Mapping[str, int], *, next_call_index: i
     lines = [
         f"start: {tokens[mark.THINK]} ANY? {tokens[mark.THINK_END]} body {tokens[mark.END]}\n",
         f"body: {' | '.join(bodies)}\n",
-        "ANY: /(?s:.+)/\n",
-        "TEXT: /(?s:\\s*\\S.*)/\n",
+        TEXTS,
     ]
     if offer.response is not None:
         lines.append(rules(offer.response, "response").text)

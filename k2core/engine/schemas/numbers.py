@@ -16,7 +16,7 @@ SIGNIFICANT = 15  # decimal digits that a float keeps apart
 _WHOLE = rf"(?:0|[1-9][0-9]{{0,{MOST_DIGITS - 1}}})"
 _FRACTION = rf"(?:\.[0-9]{{1,{MOST_DECIMALS}}})?"
 _NOT_ZERO = r"[0.]*[1-9][0-9.]*"
-_EXPONENT = r"[eE](?:\+?(?:[0-9]{1,2}|[01][0-9]{2})|-[0-9]{1,2})"  # a float of 200 digits more than these is no float
+_EXPONENT = r"[eE][+-]?(?:[0-9]{1,2}|[01][0-9]{2}|2[0-8][0-9])"  # neither to infinity nor to nothing, with 17 digits before
 _SHORT_WHOLE = r"(?:0|[1-9][0-9]{0,16})"
 
 

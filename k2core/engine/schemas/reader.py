@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
+from itertools import islice, product
 from typing import Any
 from urllib.parse import unquote
 
@@ -44,6 +45,7 @@ from k2core.errors import K2Error
 MOST_SHAPES = 3000  # of one schema
 MOST_MULTIPLE = 2**31  # greatest `multipleOf` that llguidance takes
 LARGE = 10**15  # magnitude up to which multiples are written
+MOST_WAYS = 16  # to hold one option of a `oneOf` apart from the others
 MOST_COUNTED = 2000  # rules that may count the properties of one object
 MOST_LISTED = 32  # values of which an array may hold each once
 TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
@@ -473,13 +475,13 @@ def _only_require(options: list[Any]) -> bool:
 
 
 def _one_required(options: list[Any]) -> list[Any]:
-    """Options that only require keys, each with a key of every other one forbidden."""
+    """Options that only require keys, each in every way that forbids a key of each of the others."""
     out: list[Any] = []
     for option in options:
         own = set(_names(option["required"]))
         foreign = [sorted(set(_names(other["required"])) - own) for other in options if other is not option]
-        if all(foreign):
-            out.append({"required": sorted(own), "properties": {keys[0]: False for keys in foreign}})
+        for keys in islice(product(*foreign), MOST_WAYS):
+            out.append({"required": sorted(own), "properties": dict.fromkeys(keys, False)})
     return out
 
 

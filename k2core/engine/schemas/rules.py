@@ -287,6 +287,10 @@ def _spelled(shapes: Mapping[int, Shape], number: int, value: Any) -> Iterator[s
             yield from (f"{{{','.join(texts)}}}" for texts in product(*map(_few, parts)))
         case Anything() | Listed() | Written() | Multiple():
             yield json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+            if isinstance(value, float) and value.is_integer():
+                yield str(int(value))
+            elif isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
+                yield str(float(value))
 
 
 def _few(texts: Iterator[str]) -> list[str]:
