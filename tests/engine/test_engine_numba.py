@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from engine.test_scheduler import cancel_at_random
 
 from k2core.engine.engine import EngineModel
 from k2core.interfaces import GenerateOptions, ModelProfile
@@ -82,3 +83,38 @@ def test_cached_and_chunked_turns_give_the_same_tokens(checkpoint, temperature):
     finally:
         cold.close()
         warm.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_turns_at_once_are_as_if_alone(checkpoint, temperature):
+    """On a batch-invariant backend batch mates, forks, guesses and chunks leave every sampled token as it is."""
+    contents = [f"{'Tell me of the sea. ' * (number % 3 * 8)}Number {number % 5}." for number in range(16)]
+    options = {"max_tokens": 40, "temperature": temperature}
+
+    async def together(made):
+        async def one(seed, content):
+            parts = made.generate([Message(role="user", content=content)], (), GenerateOptions(seed=seed, **options))
+            return [part async for part in parts][-1]
+
+        return await asyncio.gather(*(one(seed, content) for seed, content in enumerate(contents)))
+
+    busy, alone = opened(checkpoint, drafts=6, most_running=4, prefill_chunk=50, interleave=20), opened(checkpoint)
+    try:
+        found = asyncio.run(together(busy))
+        expected = [
+            turn(alone, [Message(role="user", content=content)], seed=seed, **options) for seed, content in enumerate(contents)
+        ]
+    finally:
+        busy.close()
+        alone.close()
+
+    assert [one.message.token_ids for one in found] == [one.message.token_ids for one in expected]
+    assert sum(one.usage.drafted_tokens for one in found) > 0
+
+
+@pytest.mark.parametrize("count", [500, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_cancelled_turns_give_every_page_back(tmp_path, count):
+    """After turns that were all cancelled at some random point, exactly the pages are held that were held before: none."""
+    model = NumbaBackend().load(write_tiny_checkpoint(tmp_path, max_position_embeddings=1024))
+    assert cancel_at_random(model, count, seed=2) > count / 10
+    model.close()
