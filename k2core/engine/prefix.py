@@ -250,10 +250,16 @@ def common_prefix(one: Sequence[int], other: Sequence[int], limit: int, start: i
     """How many tokens *one* shares with what *other* (of the same sequence type) has from *start* on, at most *limit*."""
     most = min(len(one), len(other) - start, limit)
     at = 0
-    # whole blocks are compared in C; only the block where they part is walked
+    # whole blocks are compared in C, and the block where they part is halved until little of it is left to walk
     while at < most:
         end = min(at + _BLOCK, most)
         if one[at:end] != other[start + at : start + end]:
+            while end - at > 8:
+                middle = (at + end) // 2
+                if one[at:middle] == other[start + at : start + middle]:
+                    at = middle
+                else:
+                    end = middle
             while one[at] == other[start + at]:
                 at += 1
             return at

@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from k2core.cli.screen import RichScreen
 from k2core.cli.settings import KEYS, Settings
 from k2core.cli.text import arguments_text, clean, cut, joined, one_line, to_json
 from k2core.errors import ConfigError
+from k2core_nano import WEIGHTS
 from k2core_nano.evaluation import GROUPS
 
 texts = st.text(st.characters(codec=None)) | st.lists(
@@ -193,6 +196,35 @@ def test_chat_gives_one_object_per_question(k2: K2) -> None:
     first, second = map(json.loads, done.out.splitlines())
 
     assert done.code == 1 and first["kind"] == second["kind"] == "K2Error" and first["run"] == second["run"]
+
+
+def test_chat_goes_on_with_another_backend_or_says_why_not(k2: K2) -> None:
+    """``/use`` names what it needs; a model without a backend of ours, or a backend that is not there, is one clear line."""
+    done = k2("chat", "-m", "words", stdin="first?\n/use\n/use numba x\n/use numba\nsecond?\n")
+
+    assert done.err.count("give a backend, and if you like how many tokens to compare: /use numba 64") == 2
+    assert "cannot switch the backend of model 'words': it brings its own" in done.err
+    assert done.out.splitlines() == ["Plain words."] * 2
+
+
+@pytest.mark.skipif(not (WEIGHTS / "model.safetensors").exists(), reason="the embedded model's weights are not installed")
+def test_chat_switches_the_embedded_models_backend(tmp_path: Path) -> None:
+    """The report of the switch is shown, with --json as an object of its own, and the run's log has it."""
+    lines = "What is 23 times 47?\n/use nunba\n/use numba 20\nWhat is 12 plus 30?\n"
+    command = [sys.executable, "-m", "k2core.cli"]
+    store = ["--store", str(tmp_path / "runs.sqlite")]
+    plain, as_json = (
+        subprocess.run([*command, "chat", *store, *options], input=lines, capture_output=True, text=True, timeout=120)
+        for options in ([], ["--json"])
+    )
+    _, wrong, switch, second = (json.loads(line) for line in as_json.stdout.splitlines())
+    shown = subprocess.run([*command, "runs", "show", second["run"], *store], capture_output=True, text=True, timeout=60)
+
+    assert plain.stdout.splitlines() == ["The answer is 1081.", "The answer is 42."]
+    assert "now on numba; 20 tokens: max |Δlogit| 0.00e+00 (limit 1e-03)" in plain.stderr
+    assert wrong["error"] == "no backend 'nunba'. Known: numba. Did you mean 'numba'?"
+    assert (switch["backend"], switch["switch"]["tokens"], switch["switch"]["max_delta"]) == ("numba", 20, 0.0)
+    assert "model      nano · numba · exact · 20 tokens: max" in shown.stdout
 
 
 def test_a_line_that_is_not_utf8_does_not_end_the_chat(k2: K2) -> None:

@@ -54,7 +54,9 @@ def test_the_answer_alone_is_on_stdout(process: K2) -> None:
         "           call 0: multiply a=23 b=47 → 1081",
     ):
         assert line in done.err.splitlines()
-    assert re.search(r"^cost       16 tokens \(7 thinking\) · 2 calls · [\d.]+ s · .*% of prompts cached · product$", done.err, re.M)
+    assert re.search(
+        r"^cost       16 tokens \(7 thinking\) · 2 calls · [\d.]+ s · .*% of prompts cached · product$", done.err, re.M
+    )
     assert "\x1b" not in done.err
 
 
