@@ -98,7 +98,7 @@ def test_json_is_one_object_with_stable_keys(process: K2) -> None:
     assert found["verdict"]["accepted"] and found["verdict"]["findings"][0]["subject"] == "1081"
     assert found["computed_tokens"] >= found["tokens"] == 16 and found["reasoning_tokens"] == 7
     assert sum(turn["prompt_tokens"] for turn in found["turns"]) == found["prompt_tokens"] > found["cached_tokens"] > 0
-    assert [turn["hit_rate"] for turn in found["turns"]][0] == 0.0 < found["turns"][1]["hit_rate"] < 1.0
+    assert found["turns"][0]["hit_rate"] == 0.0 < found["turns"][1]["hit_rate"] < 1.0
 
 
 def test_a_repeated_call_id_keeps_both_results(k2: K2) -> None:
