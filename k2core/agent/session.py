@@ -25,7 +25,6 @@ from k2core.interfaces import (
     Backend,
     ChatModel,
     GenerateOptions,
-    LoadedModel,
     ModelProfile,
     NotAvailable,
     Numerics,
@@ -173,7 +172,9 @@ class Session:
         if not isinstance(chat, EngineModel):
             raise InputError(f"cannot switch the backend of model '{chat.name}': it brings its own")
         choice = evolve(self.choice, backend=backend)
-        loaded = load_backend(self.plugins, choice, Path(_checkpoint(self.plugins, choice)["checkpoint"]), progress)
+        checkpoint = Path(_checkpoint(self.plugins, choice)["checkpoint"])
+        found = _backend(self.plugins, choice)
+        loaded = found.load(checkpoint, device=choice.device, numerics=choice.numerics, progress=progress)
         report = chat.use(loaded, backend=backend, check=check, limit=limit)
         self.choice = choice
         return report
@@ -245,14 +246,8 @@ def of_folder(folder: Path) -> dict[str, Any]:
     return {"checkpoint": folder, "tokenizer": "kimi", "chat_format": "kimi", "profile": read_profile(folder)}
 
 
-def load_backend(plugins: Plugins, choice: Choice, checkpoint: Path, progress: Progress | None = None) -> LoadedModel:
-    """*checkpoint* on the backend, device and numerics that *choice* names.
-
-    Raises:
-        UnknownName: no such backend; names the nearest.
-        Unavailable: the backend cannot work here.
-        CheckpointError: the checkpoint is malformed.
-    """
+def _backend(plugins: Plugins, choice: Choice) -> Backend:
+    """The backend that *choice* names, if it can work here."""
     backend: Backend = plugins.get("backend", choice.backend).make()
     probed = backend.probe()
     if isinstance(probed, NotAvailable):
@@ -261,7 +256,7 @@ def load_backend(plugins: Plugins, choice: Choice, checkpoint: Path, progress: P
             f"backend '{choice.backend}' is not available: {probed.reason}"
             + (f" Others: {', '.join(others)}." if others else "")
         )
-    return backend.load(checkpoint, device=choice.device, numerics=choice.numerics, progress=progress)
+    return backend
 
 
 def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress: Progress | None) -> ChatModel:
@@ -269,11 +264,11 @@ def _engine(plugins: Plugins, choice: Choice, options: dict[str, Any], progress:
     from k2core.model.config import Geometry
 
     checkpoint = Path(options["checkpoint"])
-    plugins.get("backend", choice.backend)  # a wrong name comes before what takes longer to find out
+    backend = _backend(plugins, choice)
     Geometry.read(checkpoint)  # a folder that is no checkpoint should be told so, not that it has no vocabulary
     tokenizer = plugins.get("tokenizer", options["tokenizer"]).load()(checkpoint)
     chat_format = plugins.get("chat format", options["chat_format"]).load()(tokenizer)
-    loaded = load_backend(plugins, choice, checkpoint, progress)
+    loaded = backend.load(checkpoint, device=choice.device, numerics=choice.numerics, progress=progress)
     profile = options["profile"] or ModelProfile(context=min(PATH_CONTEXT, loaded.geometry.max_position_embeddings))
     try:
         return EngineModel(

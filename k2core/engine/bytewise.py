@@ -7,6 +7,9 @@ import numpy as np
 
 from k2core.errors import K2Error
 
+# Ten times llguidance's own fuel for one step and for the beginning: at worst some 30 ms a mask and 200 ms a grammar, where a
+# pattern that looks ahead would otherwise stop the turn.
+STEP_FUEL, FIRST_FUEL = 2_000_000, 10_000_000
 END = 256  # llguidance's end of text: what comes next when a text may end
 
 
@@ -16,12 +19,18 @@ def matcher(grammar: str) -> Any:
     Raises:
         K2Error: llguidance cannot compile the grammar.
     """
-    from llguidance import LLMatcher, LLParserLimits
-
-    made = LLMatcher(_vocabulary(), grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+    made = compiled(_vocabulary(), grammar)
     if made.is_error():
         raise K2Error(f"cannot compile the grammar: {one_line(made.get_error())}")
     return made
+
+
+def compiled(vocabulary: Any, grammar: str) -> Any:
+    """llguidance's matcher of a grammar over a vocabulary, within our limits; it may be in its error state."""
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(step_lexer_fuel=STEP_FUEL, initial_lexer_fuel=FIRST_FUEL, verbose_errors=False)
+    return LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
 
 
 def following(state: Any) -> list[int]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from attrs import define, field
 
-from k2core.engine.bytewise import one_line
+from k2core.engine.bytewise import compiled, one_line
 from k2core.engine.forbidden import Forbidden, dead_ends
 from k2core.engine.sorted_vocabulary import SortedVocabulary
 from k2core.errors import K2Error
@@ -81,12 +81,10 @@ class Masks:
         return Forbidden(of_tools=of_tools, tokenizer=self._tokenizer, vocabulary=self._sorted)
 
     def _compile(self, grammar: str) -> Any:
-        from llguidance import LLMatcher, LLParserLimits
-
         if self._vocabulary is None:
             self._vocabulary = vocabulary_of(self._tokenizer, self._sorted.pieces, self._stop_ids)
             self._sorted.sort()
-        matcher = LLMatcher(self._vocabulary, OPTIONS + grammar, log_level=0, limits=LLParserLimits(verbose_errors=False))
+        matcher = compiled(self._vocabulary, OPTIONS + grammar)
         if matcher.is_error():
             raise K2Error(f"cannot compile the turn's grammar: {one_line(matcher.get_error())}")
         return matcher
@@ -131,6 +129,10 @@ class Constraint:
     _forbidden: Forbidden | None = None
     seconds: float = field(default=0.0, init=False)
     _mask: Array | None = field(default=None, init=False, repr=False)  # of this position, once asked for
+    # A matcher that was asked for what is certain computes no right mask at that position any more, and a copy for each
+    # question takes the longer the longer the turn is: so a second matcher goes along, with the tokens that it is behind by.
+    _ahead: Any = field(default=None, init=False, repr=False)
+    _behind: list[int] = field(factory=list, init=False, repr=False)
 
     def mask(self, width: int | None = None) -> Array:
         """Which tokens may come next: bool, (*width*,), read-only; of the vocabulary's size without *width*.
@@ -187,6 +189,8 @@ class Constraint:
         """
         started = time.perf_counter()
         self._mask = None
+        if self._ahead is not None:
+            self._behind.append(token)
         if not self._matcher.consume_token(token):
             self._check()
         if self._forbidden is not None:
@@ -199,7 +203,12 @@ class Constraint:
         Where a token of the vocabulary reaches beyond what is certain, the model may well write that one: there they end.
         """
         started = time.perf_counter()
-        certain = self._matcher.deep_copy().compute_ff_bytes()  # a copy: it would not go on by tokens afterwards
+        if self._ahead is None:
+            self._ahead = self._matcher.deep_copy()
+        elif self._behind:
+            self._ahead.consume_tokens(self._behind)
+        self._behind = []
+        certain = self._ahead.compute_ff_bytes()
         tokens: list[int] = []
         for text, control in _CONTROL.findall(certain):
             if control:

@@ -296,6 +296,27 @@ def test_forced_tokens_are_what_follows_in_any_case():
         constraint.accept(token)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_asking_for_forced_tokens_changes_no_mask(seed):
+    """Masks are the same whether forced tokens were asked for or not, and the first forced token is always an allowed one."""
+    rng = np.random.default_rng(seed)
+    tools = [corpus()[number] for number in rng.choice(len(corpus()), 3, replace=False)]
+    asked, other = start(tools, tool_choice="required"), start(tools, tool_choice="required")
+    for position in range(200):
+        if rng.random() < 0.5:
+            forced = asked.forced()
+            assert not forced or other.allows(forced[0])
+        mask = other.mask()
+        assert np.array_equal(asked.mask(), mask)
+        logits = rng.gumbel(size=len(mask)) + WALKER.plain + WALKER.closing * position / 20
+        token = int(np.where(mask, logits, -np.inf).argmax())
+        asked.accept(token)
+        other.accept(token)
+        if other.done:
+            break
+    assert asked.done == other.done
+
+
 def test_masks_of_another_width():
     """A model's rows may be wider than the vocabulary: what lies behind it is never allowed."""
     constraint = start()

@@ -218,6 +218,20 @@ def test_a_hopeless_schema_leaves_any_object(schema):
     assert takes(matcher(f"start: tool\n{found.text}{BASE}"), '{"a":{"b":[1,"x"]}}')
 
 
+def test_beyond_the_limits_less_is_enforced():
+    """Where llguidance's limits do not reach, lengths and then patterns are given up by name, the rest of the schema is not."""
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "pattern": "^(?:.{1,900}x){900}", "minLength": 9000}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    }
+
+    found = rules(schema, "tool", is_object=True)
+
+    assert {path for path, _ in found.unenforced} == {"$.a"}
+    assert not takes(matcher(f"start: tool\n{found.text}{BASE}"), '{"a":"","b":"x"}')
+
+
 def test_a_hopeless_schema_is_logged_once():
     """The second turn with the same tool says nothing more."""
     schema = {"type": "object", "properties": {"logged once": False}, "required": ["logged once"]}

@@ -329,11 +329,18 @@ class _Builder:
             text = evolve(text, most=None)
         if text.most is not None and text.least > text.most:
             return Either(())
-        written = text.terminal()
-        try:
-            return Either(()) if written != FREE and is_empty(written) else Written("string", written)
-        except K2Error as error:
-            raise Unmanageable(str(error)) from error
+        for weaker, keywords in ((text, ()), (evolve(text, least=0, most=None), ("minLength", "maxLength")), (Text(), None)):
+            written = weaker.terminal()
+            try:
+                found = Either(()) if written != FREE and is_empty(written) else Written("string", written)
+            except K2Error:  # beyond llguidance's limits: hold to less
+                continue
+            lost = ("minLength", "maxLength", "pattern", "format") if keywords is None else keywords
+            for keyword in lost:
+                if any(keyword in one for one in flat):
+                    self._skip(path, keyword)
+            return found
+        raise AssertionError("a free string has a terminal")
 
     def _array(self, flat: list[dict[str, Any]], path: str) -> Shape:
         least = max(self._count(one, "minItems", path) or 0 for one in flat)
