@@ -16,7 +16,16 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=6,
 )
-usages = st.builds(Usage, prompt_tokens=counts, cached_tokens=counts, computed_tokens=counts, seconds=numbers)
+usages = st.builds(
+    Usage,
+    prompt_tokens=counts,
+    cached_tokens=counts,
+    computed_tokens=counts,
+    seconds=numbers,
+    queued_seconds=numbers,
+    mask_seconds=numbers,
+    drafted_tokens=counts,
+)
 findings = st.builds(
     Finding,
     verifier=words,
@@ -57,6 +66,7 @@ by_kind = {
         name=st.none() | words,
         token_ids=ids,
     ),
+    "model.switched": st.builds(events.ModelSwitched, model=st.dictionaries(words, words, max_size=3)),
     "turn": st.builds(
         events.TurnEnded,
         reasoning=st.none() | words,
