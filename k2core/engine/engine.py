@@ -129,6 +129,8 @@ class EngineModel:
         self._history = Text()
         self._masks = Masks(tokenizer, chat_format.stop_ids) if masks and hasattr(chat_format, "grammar") else None
         self._compiling = ThreadPoolExecutor(1, "k2core-grammar")
+        if self._masks is not None:  # a vocabulary of 163,840 tokens takes a second: while everything else is made ready
+            self._compiling.submit(self._masks.start, 'start: "."\n')
         self._delivery = Delivery()
         self._requests: queue.SimpleQueue[Request | _Switch | None] = queue.SimpleQueue()
         self._scheduler = Scheduler(
