@@ -6,7 +6,7 @@ from k2core.errors import CapacityError
 from k2core.interfaces import CacheMemory
 
 SHARE_OF_FREE = 0.8  # of what the device has left; the rest is for everything else
-LEAST = 1 << 30  # bytes that a small model may use for what it might see again
+LEAST = 1 << 28  # bytes that a small model may use for what it might see again
 
 
 @frozen(kw_only=True)
@@ -32,7 +32,7 @@ class MemoryPlan:
         Args:
             memory: the model's, before any sequence lives.
             context: most tokens of one sequence.
-            limit_bytes: of the cache; None takes what two sequences of full length need, at least 1 GiB, where that is
+            limit_bytes: of the cache; None takes what two sequences of full length need, at least 256 MiB, where that is
                 free, else 80 % of what is free.
 
         Raises:

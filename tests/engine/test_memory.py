@@ -39,7 +39,7 @@ def test_a_plan_holds_one_whole_sequence_or_is_refused(per_token, block, context
 
 
 def test_without_a_limit_a_small_model_stays_small():
-    """The default is a gibibyte, or two full sequences where these need more, and never more than 80 % of what is free."""
+    """The default is 256 MiB, or two full sequences where these need more, and never more than 80 % of what is free."""
     small, large = memory(2048, free=20 * 10**9), memory(free=100 * 10**9)
 
     assert MemoryPlan.of(small, 2048).blocks == LEAST // (2048 * 64)

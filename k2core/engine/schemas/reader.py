@@ -70,6 +70,8 @@ def build(schema: Any, *, is_object: bool = False) -> Shapes:
     Raises:
         Unmanageable: it admits nothing at all, is too large, or is no schema.
     """
+    if not isinstance(schema, Mapping | bool):
+        raise Unmanageable(f"it is {type(schema).__name__}, expected an object or a bool")
     try:
         builder = _Builder(root=schema)
         root = builder.shape([schema, {"type": "object"}] if is_object else [schema], "$")
@@ -202,12 +204,10 @@ class _Builder:
         return Listed(tuple(texts))
 
     def _holds(self, schema: Mapping[str, Any], value: Any) -> bool:
-        from referencing.exceptions import Unresolvable
-
         try:
             return bool(self._validator.evolve(schema=schema).is_valid(value))
-        except (Unresolvable, re.error, RecursionError, TypeError, ValueError, AttributeError):
-            return False  # what cannot be judged is left out
+        except Exception:  # jsonschema fails in many ways on what is no schema; what cannot be judged is left out
+            return False
 
     def _chosen(self, keyword: str, value: Any, others: list[dict[str, Any]], path: str) -> Shape:
         """One of several schemas holds beside *others*."""
