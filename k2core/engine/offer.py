@@ -6,7 +6,7 @@ from typing import Any
 from attrs import field, frozen
 
 from k2core.engine.forbidden import exhausted
-from k2core.errors import InputError, nearest
+from k2core.errors import FormatError, InputError, nearest
 from k2core.language import GenerateOptions
 
 MOST_CALLS = 16  # calls that one turn may hold; behind the last one only the end of the turn is left
@@ -40,13 +40,16 @@ def offered(tools: Sequence[Mapping[str, Any]], options: GenerateOptions) -> Off
         options: `tool_choice`, `forbidden_tools`, `forbidden_calls` and `response_schema` count.
 
     Raises:
+        FormatError: a declaration has no function with a name.
         InputError: `tool_choice` names a tool that is not declared, or asks for a call where none is possible.
     """
     declared: dict[str, Mapping[str, Any]] = {}
-    for tool in tools:
-        function = tool["function"]
+    for number, tool in enumerate(tools):
+        function = tool.get("function")
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise FormatError(f"tool {number} is no declaration; expected {{'type': 'function', 'function': {{'name': …}}}}")
         parameters = function.get("parameters")
-        declared.setdefault(str(function["name"]), NO_PARAMETERS if parameters is None else parameters)
+        declared.setdefault(function["name"], NO_PARAMETERS if parameters is None else parameters)
     choice = options.tool_choice
     forbidden = set(options.forbidden_tools)
     for name in {name for name, _ in options.forbidden_calls} & declared.keys() - forbidden:

@@ -1,8 +1,10 @@
 """JSON Schemas as rules: nothing that a schema refuses, everything in the one spelling, and an honest list of the rest."""
 
+import copy
 import datetime
 import ipaddress
 import json
+import random
 import re
 import uuid
 from decimal import Decimal
@@ -233,6 +235,85 @@ def test_beyond_the_limits_less_is_enforced():
 
     assert found.unenforced == (("$.a", "minLength"),)
     assert not takes(matcher(f"start: tool\n{found.text}{BASE}"), '{"a":"","b":"x"}')
+
+
+JUNK = [None, True, False, 0, -1, 2, 1.5, "", "a", "object", [], {}, ["a"], {"a": 1}, [{}], "#", "#/$defs/x", "\ud800", 10**30]
+
+
+def parts_of(node, path=()):
+    """(path, part) of everything in a schema."""
+    yield path, node
+    for step, inner in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        yield from parts_of(inner, (*path, step))
+
+
+def is_schema(schema):
+    """Whether jsonschema takes a schema for one."""
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(4, 60))])
+def test_no_schema_makes_it_raise(seed):
+    """Schemas with parts put where they do not belong: rules never raise, and what is still a schema is held to."""
+    chosen, rng = random.Random(seed), np.random.default_rng(seed)
+    schemas = [one["function"]["parameters"] for one in corpus()]
+    parts = [part for schema in schemas for _, part in parts_of(schema)]
+    keywords = sorted({path[-1] for schema in schemas for path, _ in parts_of(schema) if path and isinstance(path[-1], str)})
+    held = 0
+    for _ in range(60):
+        schema = copy.deepcopy(chosen.choice(schemas))
+        for _ in range(chosen.randint(1, 3)):
+            _, node = chosen.choice(list(parts_of(schema)))
+            value = copy.deepcopy(chosen.choice(parts + JUNK * 3))
+            if isinstance(node, dict):
+                node[chosen.choice(keywords)] = value
+            elif isinstance(node, list) and node:
+                node[chosen.randrange(len(node))] = value
+        with capture_logs():
+            found = rules(schema, "value", is_object=True)
+        if found.unenforced == (("$", "*"),) or not is_schema(schema):
+            continue
+        held += 1
+        text = drawn(of_schema(schema, is_object=True), rng, most=120)
+        assert text is None or argument_faults(schema, text) == [], schema
+    assert held >= 5
+
+
+@pytest.mark.parametrize(
+    ("schema", "good", "bad"),
+    [
+        (
+            {"allOf": [{"properties": {"a": {}}, "unevaluatedProperties": False}, {"properties": {"b": {}}}], "type": "object"},
+            ['{"a":1}', "{}"],
+            ['{"b":1}', '{"a":1,"b":1}'],
+        ),
+        (
+            {"allOf": [{"properties": {"a": {}}}], "properties": {"b": {}}, "unevaluatedProperties": False, "type": "object"},
+            ['{"a":1,"b":1}'],
+            ['{"c":1}'],
+        ),
+        (
+            {
+                "anyOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}}],
+                "unevaluatedProperties": False,
+            },
+            ['{"a":1}', '{"b":1}'],
+            ['{"a":1,"b":1}'],
+        ),
+        ({"type": "object", "minProperties": 2, "maxProperties": 1, "properties": {"a": {}}}, ['{"anything":"goes"}'], ["1"]),
+    ],
+)
+def test_what_is_left_over_is_settled_where_it_is_said(schema, good, bad):
+    """``unevaluatedProperties`` is about what its own schema declares, options included."""
+    with capture_logs():
+        pristine = of_schema(schema, is_object=True)
+
+    assert [text for text in good if not takes(pristine, text)] == []
+    assert [text for text in bad if takes(pristine, text)] == []
 
 
 def test_a_hopeless_schema_is_logged_once():

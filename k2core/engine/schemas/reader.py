@@ -74,7 +74,7 @@ def build(schema: Any, *, is_object: bool = False) -> Shapes:
         raise Unmanageable(f"it is {type(schema).__name__}, expected an object or a bool")
     try:
         builder = _Builder(root=schema)
-        root = builder.shape([schema, {"type": "object"}] if is_object else [schema], "$")
+        root = builder.shape([{"$ref": "#", "type": "object"} if is_object else schema], "$")
         builder.compare_options()
         shapes = possible({number: shape for number, shape in builder.shapes.items() if shape is not None})
     except RecursionError:
@@ -100,7 +100,12 @@ class _Builder:
 
     def shape(self, schemas: Sequence[Any], path: str) -> int:
         """The number of the shape of values for which all of *schemas* hold."""
-        flat = self._flat(schemas, path, ())
+        return self._shape_of(self._flat(schemas, path, (), is_whole=True), path)
+
+    def _shape_of(self, flat: list[dict[str, Any]], path: str) -> int:
+        if any(one == {"not": {}} for one in flat):
+            flat = [{"not": {}}]
+        flat = [one for place, one in enumerate(flat) if one not in flat[:place]]
         key = json.dumps(sorted(json.dumps(one, sort_keys=True) for one in flat))
         if key in self._known:
             return self._known[key]
@@ -129,31 +134,36 @@ class _Builder:
 
     # what must hold at once
 
-    def _flat(self, schemas: Sequence[Any], path: str, seen: tuple[str, ...]) -> list[dict[str, Any]]:
-        """The schemas without references and ``allOf``, each a dict of keywords that count; a false one is ``{"not": {}}``."""
+    def _flat(self, schemas: Sequence[Any], path: str, seen: tuple[str, ...], *, is_whole: bool) -> list[dict[str, Any]]:
+        """The schemas without references and ``allOf``, each a dict of keywords that count; a false one is ``{"not": {}}``.
+
+        With *is_whole* nothing beside the schemas is asked of a value: then ``unevaluatedProperties`` may wait for options
+        that are still to be chosen; else it is settled with what its own schema declares.
+        """
         out: list[dict[str, Any]] = []
         for schema in schemas:
+            if schema is True:
+                continue
             if schema is False:
                 return [{"not": {}}]
             if not isinstance(schema, Mapping):
-                if schema is True:
-                    continue
                 raise Unmanageable(f"at {path} there is {type(schema).__name__} in a schema's place")
             own = {key: value for key, value in schema.items() if key not in ANNOTATIONS and key not in ("$ref", "allOf")}
-            if own:
-                out.append(own)
-            if isinstance(schema.get("allOf"), list):
-                out += self._flat(schema["allOf"], path, seen)
+            inner = list(schema["allOf"]) if isinstance(schema.get("allOf"), list) else []
+            is_alone = is_whole and len(schemas) == 1 and own.keys() <= {"type"} and len(inner) + ("$ref" in schema) == 1
+            found = [own] if own else []
+            found += self._flat(inner, path, seen, is_whole=is_alone)
             if "$ref" in schema:
                 reference = schema["$ref"]
                 target = self._resolve(reference) if isinstance(reference, str) else None
                 if target is None or reference in seen:
                     self._skip(path, "$ref")
                 else:
-                    out += self._flat([target], path, (*seen, reference))
-        if any(one == {"not": {}} for one in out):
-            return [{"not": {}}]
-        return [one for place, one in enumerate(out) if one not in out[:place]]
+                    found += self._flat([target], path, (*seen, reference), is_whole=is_alone)
+            if "unevaluatedProperties" in own and not (is_whole and len(schemas) == 1):
+                found = _settled(found)
+            out += found
+        return out
 
     def _resolve(self, reference: str) -> Any:
         base, _, fragment = reference.partition("#")
@@ -219,7 +229,8 @@ class _Builder:
             if not isinstance(value, Mapping):
                 raise Unmanageable(f"at {path} '{keyword}' is no object")
             options, others = _dependent(value, others)
-        numbers = tuple(dict.fromkeys(self.shape([*others, option], path) for option in options))
+        both = [[*others, *self._flat([option], path, (), is_whole=False)] for option in options]
+        numbers = tuple(dict.fromkeys(self._shape_of(flat, path) for flat in both))
         if keyword == "oneOf" and options is value and len(options) > 1:
             if len(numbers) < len(options):
                 self._skip(path, "oneOf")
@@ -453,6 +464,18 @@ class _Builder:
         if value is not None:
             self._skip(path, keyword)
         return None
+
+
+def _settled(flat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Flat schemas, the first with ``unevaluatedProperties``, with ``additionalProperties`` of the same meaning instead."""
+    unevaluated = flat[0]["unevaluatedProperties"]
+    first = {key: value for key, value in flat[0].items() if key != "unevaluatedProperties"}
+    rest = [*([first] if first else []), *flat[1:]]
+    if any("additionalProperties" in one for one in flat):
+        return rest
+    names = {key: True for one in flat for key in _mapping(one.get("properties"))}
+    patterns = {pattern: True for one in flat for pattern in _mapping(one.get("patternProperties"))}
+    return [*rest, {"properties": names, "patternProperties": patterns, "additionalProperties": unevaluated}]
 
 
 def _anchored(node: Any, name: str) -> Any:

@@ -126,7 +126,9 @@ def _is_possible(shape: Shape, possible: set[int]) -> bool:
             needed = [number for _, number, is_needed in declared if is_needed]
             count = sum(number in possible for _, number, _ in declared)
             has_room = any(number in possible for _, number in others) or count >= least
-            return all(number in possible for number in needed) and has_room and (most is None or len(needed) <= most)
+            return (
+                all(number in possible for number in needed) and has_room and (most is None or max(least, len(needed)) <= most)
+            )
     return True
 
 
@@ -160,8 +162,8 @@ def kinds(shape: Shape) -> set[str]:
     match shape:
         case Listed(texts):
             return {kind(json.loads(text)) for text in texts}
-        case Written(kind, _):
-            return {kind}
+        case Written(written, _):
+            return {written}
         case Multiple():
             return {"number"}
         case Items():
