@@ -36,6 +36,8 @@ from k2core.errors import CapacityError, InputError, K2Error
 from k2core.interfaces import ChatFormat, GenerateOptions, LoadedModel, ModelProfile, Tokenizer
 from k2core.messages import Delta, Message, TurnEnd
 
+FIRST_QUESTION = "What is 23 times 47?"  # scored by two models where there is no conversation yet
+
 
 @frozen(kw_only=True, eq=False)
 class _Switch:
@@ -311,8 +313,10 @@ class EngineModel:
                 raise K2Error(f"cannot switch: model '{self.name}' was closed")
             old, new = self._model, wanted.model
             plan = MemoryPlan.of(new.memory(), self.profile.context, self._cache_bytes)
-            ids = self._scheduler.recent() or self._format.render([Message(role="user", content="What is 23 times 47?")])
-            report = judge(old, new, ids, check=wanted.check, limit=wanted.limit)
+            last = self._scheduler.recent()
+            ids = self._format.render([Message(role="user", content=FIRST_QUESTION)]) if last is None else list(last.ids)
+            held = None if last is None else last.handle
+            report = judge(old, new, ids, check=wanted.check, limit=wanted.limit, held=held)
             self._scheduler.move(new, plan)
         except BaseException as error:  # carried over to the waiting thread; the worker lives on with the old model
             wanted.done.set_exception(error)
@@ -378,6 +382,9 @@ class EngineModel:
             self._history.add(end.message.token_ids or ())
         if isinstance(end, TurnEnd) and end.message.tool_calls and request.options.masks and self._masks is not None:
             # the next turn of this chain is held to the same but for its calls' number: compile while the tools run
-            following = calls + len(end.message.tool_calls)
-            grammar = self._format.grammar(request.tools, request.options, next_call_index=following)
-            self._compiling.submit(self._masks.start, grammar)
+            self._compiling.submit(self._prepare, request, calls + len(end.message.tool_calls))
+
+    def _prepare(self, request: Request, calls: int) -> None:
+        """Compile what the turn after *calls* calls will be held to; what is wrong with it is that turn's to tell."""
+        assert self._masks is not None  # asked before
+        self._masks.start(self._format.grammar(request.tools, request.options, next_call_index=calls))

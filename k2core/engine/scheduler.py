@@ -92,10 +92,10 @@ class Scheduler:
         self._crowded = False
         self.prefix.clear()
 
-    def recent(self) -> list[int]:
-        """Token ids of the sequence used last, one that runs before others; empty where none lives."""
-        last = max(self.prefix.live, key=lambda one: (one.in_use, one.used), default=None)
-        return [] if last is None else list(last.ids)
+    def recent(self) -> LiveSequence | None:
+        """The sequence used last, one that runs before others; None where none has a token."""
+        live = [one for one in self.prefix.live if one.ids]
+        return max(live, key=lambda one: (one.in_use, one.used), default=None)
 
     def move(self, model: LoadedModel, plan: MemoryPlan) -> None:
         """Go on with another model: what running turns have in the cache is computed again there, the rest is forgotten.
@@ -129,25 +129,12 @@ class Scheduler:
             turn.finish = "cancelled"
             self._end(turn)
         if self._waiting:
-            self._waiting = deque(one for one in self._waiting if not one.is_cancelled())
+            waiting = deque(one for one in self._waiting if not one.is_cancelled())
+            self._crowded = self._crowded and len(waiting) == len(self._waiting)
+            self._waiting = waiting
             self._admit()
-        pieces = self._pieces()
-        if not pieces:
-            return
-        try:
+        if pieces := self._pieces():
             self._run(pieces)
-        except K2Error as error:  # nothing has changed then, by contract
-            if len(pieces) == 1:
-                self._fail(pieces[0].turn, error)
-                return
-            for piece in pieces:  # only the one that cannot go on shall end
-                try:
-                    self._run([piece])
-                except K2Error as own:
-                    self._fail(piece.turn, own)
-        except BaseException as error:  # nobody knows what the caches of these sequences hold
-            for piece in pieces:
-                self._fail(piece.turn, error, drop=True)
 
     def _admit(self) -> None:
         if self._crowded:
@@ -224,7 +211,19 @@ class Scheduler:
             for piece in pieces
         ]
         begun = time.perf_counter()
-        logits = self.model.forward(batch, _LAST).logits
+        try:
+            logits = self.model.forward(batch, _LAST).logits
+        except K2Error as error:  # nothing has changed then, by contract
+            if len(pieces) == 1:
+                self._leave(pieces[0].turn, error)
+            else:
+                for piece in pieces:  # only the one that cannot go on shall end
+                    self._run([piece])
+            return
+        except BaseException as error:  # nobody knows what the caches of these sequences hold
+            for piece in pieces:
+                self._leave(piece.turn, error, drop=True)
+            return
         per_token = (time.perf_counter() - begun) / sum(len(piece.token_ids) for piece in pieces)
         at = 0
         for piece in pieces:
@@ -248,7 +247,7 @@ class Scheduler:
             self.model.truncate(sequence.handle, len(sequence.ids) + kept)
         self.prefix.extend(sequence, piece.token_ids[:kept], refused=refused)
         if failure is not None:
-            self._fail(turn, failure)
+            self._leave(turn, failure)
         elif turn.finish is not None:
             self._end(turn)
 
@@ -258,9 +257,6 @@ class Scheduler:
         except Exception as error:  # the parser's
             end = error
         self._leave(turn, end)
-
-    def _fail(self, turn: Turn, error: BaseException, *, drop: bool = False) -> None:
-        self._leave(turn, error, drop=drop)
 
     def _leave(self, turn: Turn, end: TurnEnd | BaseException, *, drop: bool = False) -> None:
         self._running.remove(turn)

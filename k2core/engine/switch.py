@@ -80,12 +80,19 @@ def limit_of(old: LoadedModel, new: LoadedModel, limit: float | None) -> float:
     )
 
 
-def score(model: LoadedModel, token_ids: Sequence[int], last: int) -> Array:
-    """Logits behind each of the last *last* tokens: (last, vocab) float32. The sequence is freed again."""
-    handle = model.new_sequence()
+def score(model: LoadedModel, token_ids: Sequence[int], last: int, *, held: int | None = None) -> Array:
+    """Logits behind each of the last *last* tokens: (last, vocab) float32. Nothing of it stays in the cache.
+
+    Args:
+        model: scores.
+        token_ids: the whole context.
+        last: how many of them.
+        held: a live sequence of the model that holds *token_ids*; None computes them.
+    """
+    cut = len(token_ids) - last
+    handle = model.new_sequence() if held is None else model.fork(held, cut)
     try:
-        cut = len(token_ids) - last
-        for start in range(0, cut, CHUNK):
+        for start in range(0, cut if held is None else 0, CHUNK):
             model.forward([SequenceInput(handle=handle, token_ids=token_ids[start : min(start + CHUNK, cut)], rows=0)])
         rows = []
         for start in range(cut, len(token_ids), CHUNK):
@@ -122,8 +129,10 @@ def compare(old: Array, new: Array, *, context: int, limit: float) -> SwitchRepo
     )
 
 
-def judge(old: LoadedModel, new: LoadedModel, token_ids: Sequence[int], *, check: int, limit: float | None) -> SwitchReport:
-    """Score the last *check* of *token_ids* on both models.
+def judge(
+    old: LoadedModel, new: LoadedModel, token_ids: Sequence[int], *, check: int, limit: float | None, held: int | None = None
+) -> SwitchReport:
+    """Score the last *check* of *token_ids* on both models; *held* is a live sequence of the old one that holds them all.
 
     Raises:
         InputError: *check* is below 1, or see `limit_of`.
@@ -133,7 +142,8 @@ def judge(old: LoadedModel, new: LoadedModel, token_ids: Sequence[int], *, check
         raise InputError(f"cannot switch after checking {check} tokens; check at least 1")
     allowed = limit_of(old, new, limit)
     last = min(check, len(token_ids))
-    report = compare(score(old, token_ids, last), score(new, token_ids, last), context=len(token_ids), limit=allowed)
+    scores = score(old, token_ids, last, held=held), score(new, token_ids, last)
+    report = compare(*scores, context=len(token_ids), limit=allowed)
     if not report.is_within:
         raise SwitchRefused(f"the switch is refused, the models differ: {report}", report)
     return report
