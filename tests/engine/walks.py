@@ -114,6 +114,8 @@ def is_excused(error, keywords):
     """Whether an error of jsonschema comes from one of *keywords*."""
     if "*" in keywords or keywords & {error.validator, *map(str, error.absolute_schema_path)}:
         return True
+    if error.validator == "unevaluatedProperties" and keywords:  # jsonschema does not say what it missed
+        return True
     return any(is_excused(one, keywords) for one in error.context)  # one of the options was meant, none holds
 
 
