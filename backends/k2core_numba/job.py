@@ -7,13 +7,11 @@ from numpy.typing import NDArray
 
 from k2core.errors import CapacityError
 from k2core_numba.crew import MOST, crew
-from k2core_numba.packing import aligned_zeros, round_up
+from k2core_numba.packing import LINE, aligned_zeros, round_up
 from k2core_numba.rotations import Rotations
 from k2core_numba.runtime import kernels
 from k2core_numba.weights import Weights
-from k2core_numba.workspace import LINE, offsets
-
-LEAST_CONTEXT = 1024
+from k2core_numba.workspace import offsets
 
 
 class Job:
@@ -24,10 +22,10 @@ class Job:
     """
 
     def __init__(self, weights: Weights, rotations: Rotations) -> None:
-        self._names, self._group = kernels(), kernels("mla_attention").GROUP
+        self._names = kernels()
         self._sizes = weights.sizes
         self._kept: list[NDArray[Any]] = [weights.addresses, rotations.cosine, rotations.sine]
-        self._tokens, self._context, self._shared = 0, 0, (0, False)
+        self._tokens, self._shared = 0, (0, False)
         self._memory: NDArray[np.uint8] = np.zeros(0, np.uint8)
         self._offsets: NDArray[np.int64] = np.zeros(0, np.int64)
         self.words: NDArray[np.int64] = np.zeros(self._names.PIECES + self._names.PIECE * (MOST + 1), np.int64)
@@ -45,31 +43,28 @@ class Job:
             ROW_WORK=weights.sizes.hidden * weights.sizes.vocab,
         )
 
-    def prepare(self, tokens: int, context: int, threads: int, *, by_tokens: bool) -> None:
-        """Have memory for a forward of *tokens* tokens of sequences of at most *context*.
+    def prepare(self, tokens: int, threads: int, *, by_tokens: bool) -> None:
+        """Have memory for a forward of *tokens* tokens.
 
         Raises:
             CapacityError: the machine has none.
         """
-        if tokens <= self._tokens and context <= self._context and self._shared == (threads, by_tokens):
+        if tokens <= self._tokens and self._shared == (threads, by_tokens):
             return
-        tokens, longest = max(tokens, self._tokens), max(LEAST_CONTEXT, self._context)
-        while longest < context:
-            longest *= 2
-        pieces, score_rows = (min(threads, MOST + 1), self._group) if by_tokens else (1, threads * self._group)
-        places = offsets(self._sizes, tokens, longest + LINE, score_rows)
-        each = round_up(int(places[-1]), 4 * LINE)
+        tokens = max(tokens, self._tokens)
+        places = offsets(self._sizes, tokens, 1 if by_tokens else threads)
+        each = round_up(int(places[-1]), LINE)
+        pieces = min(threads, MOST + 1) if by_tokens else 1
         try:
             memory = aligned_zeros((pieces * each,), np.uint8)  # zeros: lanes that nobody writes must be finite
         except MemoryError as error:
             raise CapacityError(f"cannot run {tokens} tokens: no memory for {pieces * each} bytes of workspace") from error
         self._memory, self._offsets = memory, places
-        self._tokens, self._context, self._shared = tokens, longest, (threads, by_tokens)
+        self._tokens, self._shared = tokens, (threads, by_tokens)
         self._write(
             OFFSETS=places.ctypes.data,
             WORK=memory.ctypes.data,
             WORK_BYTES=each,
-            SCORE_STRIDE=longest + LINE,  # rows of a power of two would fall onto the same lines of the cache
             THREADS=min(threads, MOST + 1),
             BY_TOKENS=by_tokens,
         )

@@ -95,7 +95,7 @@ class NumbaModel:
         threads = self._gather(batch)
         new = self._check(batch, want)
         total = len(new.ids)
-        self._job.prepare(min(total, CHUNK), new.longest, threads, by_tokens=self.by_tokens)
+        self._job.prepare(min(total, CHUNK), threads, by_tokens=self.by_tokens)
         self._rotations.reach(new.longest)
         self._store.reserve(zip(new.sequences, new.counts, strict=True))
         arrays, rows = new.arrays(), np.array(range(total) if want.hidden else new.rows, np.int64)

@@ -89,7 +89,7 @@ class NumbaMoE:
             raise ShapeError(f"moe: x is {values.shape}, expected (tokens, {geometry.hidden_size})")
         padded = np.zeros((len(values), round_up(geometry.hidden_size)), np.float32)
         padded[:, : geometry.hidden_size] = values
-        self._job.prepare(max(1, len(values)), 1, use_threads(self._threads), by_tokens=False)
+        self._job.prepare(max(1, len(values)), use_threads(self._threads), by_tokens=False)
         return self._weights, padded.reshape(-1), len(values)
 
     def _rows(self, flat: NDArray[np.float32], weights: Weights) -> NDArray[np.float32]:

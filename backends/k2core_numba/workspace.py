@@ -1,4 +1,4 @@
-"""What a forward writes into: one stretch of memory per thread, made for some number of tokens and context."""
+"""What a forward writes into: one stretch of memory per thread, made for some number of tokens."""
 
 from typing import Any
 
@@ -11,14 +11,13 @@ from k2core_numba.runtime import kernels
 LINE = 16  # float32 of a cache line
 
 
-def offsets(sizes: Any, tokens: int, context: int, score_rows: int) -> NDArray[np.int64]:
+def offsets(sizes: Any, tokens: int, threads: int) -> NDArray[np.int64]:
     """Where each array of a `k2core_kernels.numba.layers.Workspace` begins, in bytes, and where the last one ends.
 
     Args:
         sizes: `Sizes` of the model.
         tokens: the most tokens of a piece.
-        context: the longest sequence, a multiple of 16.
-        score_rows: heads whose scores are held at a time.
+        threads: that share every op of a piece.
 
     Returns:
         int64 (arrays + 1).
@@ -44,6 +43,8 @@ def offsets(sizes: Any, tokens: int, context: int, score_rows: int) -> NDArray[n
         "routed": hidden,
     }
     counts = {name: tokens * width + LINE for name, width in per_token.items()}
-    counts |= {"scores": score_rows * context, "members": tokens}
+    attention = kernels("mla_attention")
+    state = attention.TILE * attention.GROUP * attention.state_of_head(sizes.latent_rank)
+    counts |= {"scores": threads * attention.SCORES, "state": threads * state, "members": tokens}
     lengths = [round_up(counts[name], LINE) for name in kernels("layers").Workspace._fields]
     return np.cumsum([0, *lengths], dtype=np.int64) * 4

@@ -23,7 +23,7 @@ kernels()  # sets the cache before the kernel modules are imported by name
 from k2core_kernels.numba.embedding import embedding  # noqa: E402
 from k2core_kernels.numba.linear import PARALLEL_WORK, linear  # noqa: E402
 from k2core_kernels.numba.linear_int4 import linear_int4  # noqa: E402
-from k2core_kernels.numba.mla_attention import GROUP, PAGE, mla_attention, write_latent  # noqa: E402
+from k2core_kernels.numba.mla_attention import GROUP, PAGE, RANGE, SCORES, TILE, mla_attention, state_of_head, write_latent  # noqa: E402
 from k2core_kernels.numba.moe_experts import moe_experts  # noqa: E402
 from k2core_kernels.numba.moe_route import moe_route  # noqa: E402
 from k2core_kernels.numba.rms_norm import rms_norm  # noqa: E402
@@ -224,38 +224,70 @@ def test_moe_experts(tokens, experts, hidden_groups, inner_groups, group, seed):
         np.testing.assert_array_equal(run(np.array([token]))[0], y[token])
 
 
+class Cached:
+    """Latents (context, width) in the second layer of pages, and attention over them with a scale of 0.25."""
+
+    def __init__(self, latent, rank):
+        self.latent, self.rank, self.width = latent, rank, latent.shape[1]
+        self.pages = [np.zeros(PAGE * self.width * 2, np.float32) for _ in range(-(-len(latent) // PAGE))]
+        self.table, self.offset = np.array([page.ctypes.data for page in self.pages]), PAGE * self.width * 4
+        for position in range(len(latent)):
+            place = position * self.width
+            write_latent(latent.reshape(-1), place, self.offset, self.width, position, self.table.ctypes.data)
+
+    def attend(self, query, positions, threads=1):
+        """(tokens, heads, rank) through the kernel."""
+        tokens, heads, _ = query.shape
+        y = np.zeros((tokens, heads, self.rank), np.float32)
+        scores = np.full(threads * SCORES, np.nan, np.float32)
+        state = np.full(threads * TILE * GROUP * state_of_head(self.rank), np.nan, np.float32)
+        mla_attention(
+            tokens, heads, np.ascontiguousarray(query).reshape(-1), self.width, np.full(tokens, self.table.ctypes.data),
+            positions, self.offset, self.rank, self.width, np.float32(0.25), scores, state, y.reshape(-1), self.rank, threads,
+        )  # fmt: skip
+        return y
+
+    def check(self, y, query, positions):
+        """Assert that y is within its bound of the oracle's attention."""
+        heads, rank = query.shape[1], self.rank
+        identity = np.broadcast_to(np.concatenate([np.eye(rank)] * 2), (heads, 2 * rank, rank))
+        keys, turned = self.latent[:, :rank], self.latent[:, rank:]
+        expected = attention_oracle(query[..., :rank], query[..., rank:], keys, turned, identity, positions, 0.25)
+        assert (np.abs(y - expected) <= bounds.latent_attention_bound(query, self.latent, positions, 0.25, rank)).all()
+
+
 @given(st.integers(1, 90), st.integers(1, 6), st.integers(1, 20), st.integers(1, 4), seeds)
 def test_mla_attention(context, heads, rank, pairs, seed):
     """Attention on cached latents keeps to its bound for any number of heads, and one head alone has the same bits."""
     random = np.random.default_rng(seed)
     width, tokens = rank + 2 * pairs, min(context, 3)
-    latent = random.standard_normal((context, width)).astype(np.float32)
+    cached = Cached(random.standard_normal((context, width)).astype(np.float32), rank)
     query = random.standard_normal((tokens, heads, width)).astype(np.float32)
     positions = np.sort(random.permutation(context)[:tokens]).astype(np.int64)
-    pages = [np.zeros(PAGE * width * 2, np.float32) for _ in range(-(-context // PAGE))]
-    table = np.array([page.ctypes.data for page in pages])
-    offset = PAGE * width * 4
-    for position in range(context):
-        write_latent(latent.reshape(-1), position * width, offset, width, position, table.ctypes.data)
-
-    def run(query, threads=1):
-        count = query.shape[1]
-        y = np.zeros((tokens, count, rank), np.float32)
-        stride = round_up(context)
-        mla_attention(
-            tokens, count, query.reshape(-1), width, np.full(tokens, table.ctypes.data), positions, offset, rank, width,
-            np.float32(0.25), np.zeros(threads * GROUP * stride, np.float32), stride, y.reshape(-1), rank, threads,
-        )  # fmt: skip
-        return y
-
-    y = run(query)
-    identity = np.broadcast_to(np.concatenate([np.eye(rank)] * 2), (heads, 2 * rank, rank))
-    expected = attention_oracle(
-        query[..., :rank], query[..., rank:], latent[:, :rank], latent[:, rank:], identity, positions, 0.25
-    )
-    assert (np.abs(y - expected) <= bounds.latent_attention_bound(query, latent, positions, 0.25, rank)).all()
+    y = cached.attend(query, positions)
+    cached.check(y, query, positions)
     for head in range(heads):
-        np.testing.assert_array_equal(run(np.ascontiguousarray(query[:, head : head + 1]))[:, 0], y[:, head])
+        np.testing.assert_array_equal(cached.attend(query[:, head : head + 1], positions)[:, 0], y[:, head])
+
+
+@pytest.mark.parametrize(("heads", "rank", "pairs"), [(5, 10, 3), (8, 8, 2), (2, 7, 1)])
+def test_mla_attention_over_ranges(heads, rank, pairs):
+    """Contexts of several ranges keep to the bound, scores rising or falling; threads, tiles and heads change no bit."""
+    random, span = np.random.default_rng(7), RANGE * 16
+    context, width = 2 * span + 300, rank + 2 * pairs
+    positions = np.array([5, span - 1, span, span + 1, span + 63, 2 * span - 1, 2 * span, 2 * span + 1, context - 1])
+    query = random.standard_normal((len(positions), heads, width)).astype(np.float32)
+    for trend in (-6.0, 0.0, 6.0):
+        latent = random.standard_normal((context, width)).astype(np.float32)
+        latent += (trend * np.linspace(0, 1, context)[:, None] * query[-1, 0]).astype(np.float32)
+        cached = Cached(latent, rank)
+        y = cached.attend(query, positions)
+        cached.check(y, query, positions)
+        np.testing.assert_array_equal(cached.attend(query, positions, threads=2), y)
+        for token in range(len(positions)):
+            alone = cached.attend(query[token : token + 1], positions[token : token + 1])
+            np.testing.assert_array_equal(alone[0], y[token])
+        np.testing.assert_array_equal(cached.attend(query[:, 1:2], positions)[:, 0], y[:, 1])
 
 
 @given(tokens_, st.integers(1, 40), seeds)

@@ -20,8 +20,8 @@ from k2core_kernels.numba.rms_norm import rms_norm
 # Words of a job. What is set once for a model: addresses of its sizes (int64), constants (float32), weights, tables of angles,
 # and of the workspace's offsets; the workspace and its bytes per piece; the board of the crew; and how to share.
 SIZES, CONSTANTS, WEIGHTS, COSINE, SINE, ANGLES = 0, 1, 2, 3, 4, 5
-OFFSETS, WORK, WORK_BYTES, SCORE_STRIDE = 6, 7, 8, 9
-BOARD, THREADS, BY_TOKENS, TOKEN_WORK, POSITION_WORK, ROW_WORK = 10, 11, 12, 13, 14, 15
+OFFSETS, WORK, WORK_BYTES = 6, 7, 8
+BOARD, THREADS, BY_TOKENS, TOKEN_WORK, POSITION_WORK, ROW_WORK = 9, 10, 11, 12, 13, 14
 # What a call sets: its tokens, and where results go.
 TOKENS, TOKEN_IDS, TABLES, POSITIONS, ROWS, FINAL, LOGITS, EXPERT_IDS, EXPERT_WEIGHTS = 16, 17, 18, 19, 20, 21, 22, 23, 24
 # Then a cache line for each piece. WRITTEN says how many layers' latents are in the cache.
@@ -52,19 +52,20 @@ def _weights(job, row, columns):
 @kernel(floats(longs, size, size))
 def _area(job, piece, number):
     """The *number*-th array of a piece's workspace."""
-    offsets = longs_at(job[OFFSETS], 19)
+    offsets = longs_at(job[OFFSETS], 20)
     size = (offsets[number + 1] - offsets[number]) // 4
     return floats_at(job[WORK] + piece * job[WORK_BYTES] + offsets[number], size)
 
 
 @kernel(layers.WORKSPACE(longs, size))
 def _workspace(job, piece):
-    members = _area(job, piece, 17)
+    members = _area(job, piece, 18)
     return layers.Workspace(
         _area(job, piece, 0), _area(job, piece, 1), _area(job, piece, 2), _area(job, piece, 3), _area(job, piece, 4),
         _area(job, piece, 5), _area(job, piece, 6), _area(job, piece, 7), _area(job, piece, 8), _area(job, piece, 9),
         _area(job, piece, 10), _area(job, piece, 11), _area(job, piece, 12), _area(job, piece, 13), _area(job, piece, 14),
-        _area(job, piece, 15), _area(job, piece, 16), ints_at(np.int64(members.ctypes.data), len(members)),
+        _area(job, piece, 15), _area(job, piece, 16), _area(job, piece, 17),
+        ints_at(np.int64(members.ctypes.data), len(members)),
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def _chunk(job, piece):
     return layers.Chunk(
         longs_at(job[TOKEN_IDS] + first * 8, count), tables[first : first + count],
         longs_at(job[POSITIONS] + first * 8, count), floats_at(job[COSINE], job[ANGLES]), floats_at(job[SINE], job[ANGLES]),
-        job[SCORE_STRIDE], job[BOARD], own, before,
+        job[BOARD], own, before,
     )  # fmt: skip
 
 

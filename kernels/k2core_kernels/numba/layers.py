@@ -83,6 +83,7 @@ class Workspace(NamedTuple):
     slots: np.ndarray
     routed: np.ndarray
     scores: np.ndarray
+    state: np.ndarray
     members: np.ndarray
 
 
@@ -91,7 +92,6 @@ class Chunk(NamedTuple):
 
     token_ids, tables, positions: int64 (tokens); a table is the address of the page table of the token's sequence.
     cosine, sine: flat float32 (positions * rope / 2).
-    score_stride: of the workspace.
     board: of the crew; own, before: addresses where this chunk says how many layers' latents it has written, and where the
     one before does; 0 where nobody reads it, and where no sequence goes on.
     """
@@ -101,7 +101,6 @@ class Chunk(NamedTuple):
     positions: np.ndarray
     cosine: np.ndarray
     sine: np.ndarray
-    score_stride: int
     board: int
     own: int
     before: int
@@ -110,7 +109,7 @@ class Chunk(NamedTuple):
 SIZES = numba.typeof(Sizes(*[1] * len(Sizes._fields)))
 CONSTANTS = numba.typeof(Constants(*[np.float32(1)] * 4, True))
 WORKSPACE = types.NamedTuple([floats] * (len(Workspace._fields) - 1) + [ints], Workspace)
-CHUNK = types.NamedTuple([longs, longs, longs, floats, floats, size, size, size, size], Chunk)
+CHUNK = types.NamedTuple([longs, longs, longs, floats, floats, size, size, size], Chunk)
 
 
 @kernel(size(size))
@@ -211,7 +210,7 @@ def attention(sizes, constants, row, layer, chunk, work, threads):
         announce(chunk.own, layer + 1)  # after the wait: it speaks for all chunks before too
     mla_attention(
         tokens, heads, work.absorbed, absorbed_stride, chunk.tables, chunk.positions, layer_offset, rank, width,
-        constants.softmax_scale, work.scores, chunk.score_stride, work.attended, rank_rows, threads,
+        constants.softmax_scale, work.scores, work.state, work.attended, rank_rows, threads,
     )  # fmt: skip
     value_stride, value_rows = up16(heads * sizes.value) + 16, up16(sizes.value)
     pairs = (rank + 1) // 2
