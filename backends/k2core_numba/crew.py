@@ -7,6 +7,7 @@ interpreter to begin, so it can be woken while the forward is still being prepar
 It helps under `runtime.LOCK` only, since the thread that holds it publishes the jobs, and it never enters a parallel region.
 """
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -70,9 +71,10 @@ class Crew:
     def _leave(self, core: int) -> None:
         """Keep helpers off the core of the thread that they help: the scheduler wakes them there where both ran in turn, and
         they get the core only once the work is done (measured on Linux 6.18: no gain at all for seconds)."""
-        others = os.sched_getaffinity(0) - {core}
-        for thread in self._threads if others else ():
-            os.sched_setaffinity(thread, others)
+        with contextlib.suppress(OSError):  # a sandbox may forbid it; helpers run where the scheduler wants them then
+            others = os.sched_getaffinity(0) - {core}
+            for thread in self._threads if others else ():
+                os.sched_setaffinity(thread, others)
 
     def _serve(self, ready: threading.Event) -> None:
         helper = len(self._threads)

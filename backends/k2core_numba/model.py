@@ -178,8 +178,9 @@ class NumbaModel:
         }
 
     def close(self) -> None:
-        """Give everything back; the model is unusable afterwards."""
-        self._sequences.clear()
+        """Give everything back; the model is unusable afterwards. Closing twice is fine."""
+        for handle in list(self._sequences):
+            self.free(handle)
         self._weights = None
         self.moe.close()
 
@@ -212,9 +213,10 @@ class NumbaModel:
         """Wake who will help, while the forward is prepared; returns how many threads there are to use."""
         if not self.by_tokens:
             return use_threads(self.threads)
-        if self._crew is not None and self.threads > 1 and (len(batch) > 1 or (batch and len(batch[0].token_ids) > 1)):
+        most = min(self.threads, max(len(batch), len(batch[0].token_ids))) if batch else 1
+        if self._crew is not None and most > 1:
             self._crew.hire(self.threads - 1)
-            self._crew.wake(self.threads - 1)
+            self._crew.wake(most - 1)
         return self.threads
 
     def _check(self, batch: Sequence[SequenceInput], want: Want) -> _Batch:
@@ -229,7 +231,7 @@ class NumbaModel:
             if not count:
                 raise K2Error(f"forward: sequence {handle} has no new tokens. Give at least one.")
             if rows is None:
-                rows = count if want.logits == "all" else want.logits == "last"
+                rows = count if want.logits == "all" else int(want.logits == "last")
             elif not 0 <= rows <= count:
                 raise K2Error(
                     f"forward: {rows} rows of sequence {handle} are asked for, its {count} new tokens have from 0 to as many"

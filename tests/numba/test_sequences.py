@@ -279,7 +279,10 @@ def test_a_closed_model_says_so(folder):
     """After close every use is one clear error."""
     model = NumbaBackend().load(folder)
     handle = model.new_sequence()
+    extend(model, handle, [1])
     model.close()
+    model.close()
+    assert model.used_blocks() == 0
     with pytest.raises(K2Error, match="closed"):
         model.forward([SequenceInput(handle=handle, token_ids=[1])])
     with pytest.raises(K2Error, match="closed"):

@@ -7,11 +7,12 @@ interpreter to wake; a helper that was woken or has just worked looks for pieces
 
 The board that all share is a flat int64 array with a cache line for each word that threads write:
 
-    LEFT                 pieces that nobody has claimed; a claim is one subtraction, so it cannot mix two jobs
-    DONE                 pieces that are done
-    PIECES, JOB          how many there are, and the address of what is to be done; they stay while a piece is not done
-    POST, WAIT, YIELD, CORE    addresses of the system's sem_post, sem_wait, sched_yield and sched_getcpu
-    HELPERS              from here on two lines per helper: whether it sleeps (1 or 0), and its semaphore
+    LEFT           pieces that nobody has claimed; a claim is one subtraction, so it cannot mix two jobs
+    DONE           pieces that are done
+    PIECES, JOB    how many there are, and the address of what is to be done; they stay while a piece is not done
+    POST, WAIT     addresses of the system's sem_post and sem_wait
+    YIELD, CORE    addresses of its sched_yield and sched_getcpu; 0 where it has not the latter
+    HELPERS        from here on two lines per helper: whether it sleeps (1 or 0), and its semaphore
 """
 
 import platform
