@@ -119,6 +119,11 @@ def _use(session: "Session", line: str, as_json: bool) -> int:
         if len(words) not in (1, 2) or not all(word.isdecimal() for word in words[1:]):
             raise InputError("give a backend, and if you like how many tokens to compare: /use numba 64")
         report = session.use(words[0], check=int(words[1]) if words[1:] else 64)
+    except KeyboardInterrupt:
+        if as_json:
+            emit({"error": "interrupted", "kind": "Interrupted", "run": None})
+        print_error("interrupted")
+        return 130
     except K2Error as error:
         if as_json:
             emit({"error": str(error), "kind": type(error).__name__, "run": None})

@@ -1,6 +1,7 @@
 """A chat model over a loaded model: render, share prefixes, prefill, decode, sample, parse, stream; many turns at once.
 
-All of it runs on one worker thread per engine; event loops only take parts out of a queue. From the outside in:
+The model and all that follows a forward run on one worker thread per engine. A second one prepares: it renders prompts and
+compiles grammars, so that a long one keeps nobody waiting. Event loops only take parts out of a queue. From the outside in:
 
     request     a turn asked for, and the way of its parts to the event loop
     scheduler   who computes what next: one forward per step over all turns that run
@@ -13,9 +14,13 @@ All of it runs on one worker thread per engine; event loops only take parts out 
 """
 
 import asyncio
+import atexit
+import contextlib
+import os
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,7 +32,7 @@ from k2core.engine.fingerprint import fingerprint
 from k2core.engine.grammar import Constraint, Masks
 from k2core.engine.memory import MemoryPlan
 from k2core.engine.prefix import PrefixTree
-from k2core.engine.request import Delivery, Request
+from k2core.engine.request import Delivery, Request, refuse
 from k2core.engine.sampler import Sampler
 from k2core.engine.scheduler import Scheduler
 from k2core.engine.switch import SwitchReport, judge
@@ -130,11 +135,11 @@ class EngineModel:
         self._drafts = max(0, drafts)
         self._history = Text()
         self._masks = Masks(tokenizer, chat_format.stop_ids) if masks and hasattr(chat_format, "grammar") else None
-        self._compiling = ThreadPoolExecutor(1, "k2core-grammar")
+        self._preparing = ThreadPoolExecutor(1, "k2core-prepare")
         if self._masks is not None:  # a vocabulary of 163,840 tokens takes a second: while everything else is made ready
-            self._compiling.submit(self._masks.start, 'start: "."\n')
+            self._preparing.submit(self._masks.start, 'start: "."\n')
         self._delivery = Delivery()
-        self._requests: queue.SimpleQueue[Request | _Switch | None] = queue.SimpleQueue()
+        self._requests: queue.SimpleQueue[Turn | _Switch | None] = queue.SimpleQueue()
         self._scheduler = Scheduler(
             model=model,
             prefix=PrefixTree(model=model, most_blocks=plan.blocks),
@@ -145,6 +150,7 @@ class EngineModel:
             most_guessed=self._drafts,
         )
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._worker: threading.Thread | None = None
         self._closed = False
         self._identity: dict[str, str] | None = None
@@ -241,10 +247,17 @@ class EngineModel:
         """
         wanted = _Switch(model=model, backend=backend, check=check, limit=limit)
         try:
-            self._submit(wanted)
-            return wanted.done.result()
-        except BaseException:
+            with self._lock:
+                self._check_open("switch")
+                self._requests.put(wanted)
+        except K2Error:
             model.close()
+            raise
+        try:
+            return wanted.done.result()
+        except BaseException:  # an interrupt; a switch that has begun is the worker's to end
+            if wanted.done.cancel():
+                model.close()
             raise
 
     def load(self) -> Load:
@@ -266,35 +279,51 @@ class EngineModel:
                 return
             self._closed = True
             worker = self._worker
-            self._requests.put(None)
+        self._preparing.shutdown(cancel_futures=False)  # every request that was taken is in the queue then
+        self._requests.put(None)
         if worker is not None:
             worker.join()
-        self._compiling.shutdown(cancel_futures=True)
+        _open.discard(self)
         self.prefix.clear()
         self._model.close()
 
-    def _submit(self, request: Request | _Switch) -> None:
+    def _submit(self, request: Request) -> None:
         with self._lock:
-            if self._closed:
-                raise K2Error(f"cannot generate with model '{self.name}': it is closed. Open it again.")
-            if self._worker is None:
-                self._worker = threading.Thread(target=self._work, name="k2core-engine", daemon=True)
-                self._worker.start()
-            self._requests.put(request)
+            self._check_open("generate")
+            self._preparing.submit(self._begin, request)
+
+    def _check_open(self, what: str) -> None:
+        """Start the worker, if it does not run yet.
+
+        Raises:
+            K2Error: the engine is closed, or it was made by another process.
+        """
+        if self._closed:
+            raise K2Error(f"cannot {what} with model '{self.name}': it is closed. Open it again.")
+        if os.getpid() != self._process:
+            raise K2Error(
+                f"cannot {what} with model '{self.name}' in a forked process: its threads stayed behind. "
+                "Open the model in this process, or start the process by spawning it."
+            )
+        if self._worker is None:
+            self._worker = threading.Thread(target=self._work, name="k2core-engine", daemon=True)
+            self._worker.start()
+            if not _open:
+                atexit.register(_close_all)
+            _open.add(self)
 
     def _work(self) -> None:
         scheduler, requests, delivery = self._scheduler, self._requests, self._delivery
         while True:
             while not (scheduler.busy and requests.empty()):
-                request = requests.get()
-                if request is None:
+                asked = requests.get()
+                if asked is None:
                     self._wind_down()
                     return
-                if isinstance(request, _Switch):
-                    self._switch(request)
-                elif not request.cancelled:
-                    self._begin(request)
-                    delivery.flush()
+                if isinstance(asked, _Switch):
+                    self._switch(asked)
+                else:
+                    scheduler.add(asked)
             try:
                 scheduler.step()
             except BaseException as error:  # a mistake of the engine's own: nobody may wait for ever
@@ -303,11 +332,19 @@ class EngineModel:
 
     def _wind_down(self) -> None:
         """The engine was closed: running turns end as cancelled, the others are told."""
+        while not self._requests.empty():
+            asked = self._requests.get()
+            if isinstance(asked, Turn):
+                self._scheduler.add(asked)
+            elif asked is not None:
+                self._switch(asked)
         self._scheduler.refuse_waiting(K2Error(f"model '{self.name}' was closed before this turn began"))
         self._scheduler.step()
         self._delivery.flush()
 
     def _switch(self, wanted: _Switch) -> None:
+        if not wanted.done.set_running_or_notify_cancel():
+            return  # given up, and the model closed, by who asked
         try:
             if self._closed:
                 raise K2Error(f"cannot switch: model '{self.name}' was closed")
@@ -319,6 +356,7 @@ class EngineModel:
             report = judge(old, new, ids, check=wanted.check, limit=wanted.limit, held=held)
             self._scheduler.move(new, plan)
         except BaseException as error:  # carried over to the waiting thread; the worker lives on with the old model
+            wanted.model.close()
             wanted.done.set_exception(error)
         else:
             self._backend, self._switched, self._identity = wanted.backend, str(report), None
@@ -326,12 +364,15 @@ class EngineModel:
             old.close()
 
     def _begin(self, request: Request) -> None:
+        """Make a turn of a request; on the thread that prepares."""
+        if request.cancelled:
+            return
         try:
             if self._closed:
                 raise K2Error(f"model '{self.name}' was closed before this turn began")
-            self._scheduler.add(self._turn(request))
-        except Exception as error:  # carried over to the waiting task; the worker lives on
-            self._delivery.last(request, error)
+            self._requests.put(self._turn(request))
+        except BaseException as error:  # carried over to the waiting task
+            refuse(request, error)
 
     def _turn(self, request: Request) -> Turn:
         prompt, context = self._format.render(request.messages, request.tools), self.profile.context
@@ -358,13 +399,13 @@ class EngineModel:
             asked=request.asked,
         )
 
-    def _grammar(self, request: Request, calls: int) -> Callable[[], Constraint] | None:
-        """What the turn is held to; compiled beside the engine's thread, which goes on meanwhile."""
+    def _grammar(self, request: Request, calls: int) -> "Future[Constraint] | None":
+        """What the turn is held to; compiled while its prompt is computed."""
         options, masks = request.options, self._masks
         if options.masks and masks is not None:
             grammar = self._format.grammar(request.tools, options, next_call_index=calls)
             schemas = {str(tool["function"]["name"]): tool["function"].get("parameters", {}) for tool in request.tools}
-            return self._compiling.submit(masks.start, grammar, forbidden=options.forbidden_calls, schemas=schemas).result
+            return self._preparing.submit(masks.start, grammar, forbidden=options.forbidden_calls, schemas=schemas)
         asked = {
             "tool_choice": options.tool_choice != "auto",
             "response_schema": options.response_schema is not None,
@@ -382,9 +423,20 @@ class EngineModel:
             self._history.add(end.message.token_ids or ())
         if isinstance(end, TurnEnd) and end.message.tool_calls and request.options.masks and self._masks is not None:
             # the next turn of this chain is held to the same but for its calls' number: compile while the tools run
-            self._compiling.submit(self._prepare, request, calls + len(end.message.tool_calls))
+            with contextlib.suppress(RuntimeError):  # the engine is being closed
+                self._preparing.submit(self._prepare, request, calls + len(end.message.tool_calls))
 
     def _prepare(self, request: Request, calls: int) -> None:
         """Compile what the turn after *calls* calls will be held to; what is wrong with it is that turn's to tell."""
         assert self._masks is not None  # asked before
         self._masks.start(self._format.grammar(request.tools, request.options, next_call_index=calls))
+
+
+_open: "weakref.WeakSet[EngineModel]" = weakref.WeakSet()  # engines whose worker runs
+
+
+def _close_all() -> None:
+    """At the interpreter's exit: a thread inside compiled code must not outlive the memory that it works on."""
+    for engine in list(_open):
+        if engine._process == os.getpid():
+            engine.close()

@@ -45,6 +45,13 @@ class Request:
     _silent: bool = field(default=True, init=False)  # nothing was handed over yet
 
 
+def refuse(request: Request, error: BaseException) -> None:
+    """End a request that never became a turn; from any thread."""
+    request.parts.append(error)
+    with contextlib.suppress(RuntimeError):  # the event loop is closed: nobody listens any more
+        request.loop.call_soon_threadsafe(request.ready.set)
+
+
 @define(eq=False)
 class Delivery:
     """Hands over what requests hold, many with one wake-up."""

@@ -129,9 +129,10 @@ class Scheduler:
             turn.finish = "cancelled"
             self._end(turn)
         if self._waiting:
-            waiting = deque(one for one in self._waiting if not one.is_cancelled())
-            self._crowded = self._crowded and len(waiting) == len(self._waiting)
-            self._waiting = waiting
+            for turn in [one for one in self._waiting if one.is_cancelled()]:
+                self._waiting.remove(turn)
+                self._crowded = False
+                turn.ended(K2Error("the turn was cancelled, or its model was closed before this turn began"))
             self._admit()
         if pieces := self._pieces():
             self._run(pieces)
@@ -140,26 +141,33 @@ class Scheduler:
         if self._crowded:
             return
         later: list[Turn] = []
-        while self._waiting and len(self._running) < self.most_running:
-            turn = self._waiting.popleft()
-            if self._is_being_computed(turn.prompt):
-                later.append(turn)
-                continue
-            try:
-                self._crowded = not self._let_in(turn)
-            except BaseException as error:
-                turn.ended(error)
-                raise
-            if self._crowded:
-                self._waiting.appendleft(turn)
-                break
-        self._waiting.extendleft(reversed(later))
+        try:
+            while self._waiting and len(self._running) < self.most_running:
+                turn = self._waiting.popleft()
+                if self._is_being_computed(turn.prompt):
+                    later.append(turn)
+                    continue
+                try:
+                    self._crowded = not self._let_in(turn)
+                except Exception as error:  # its own: no memory for it, or the model refused
+                    turn.ended(error)
+                    continue
+                if self._crowded:
+                    self._waiting.appendleft(turn)
+                    break
+        finally:
+            self._waiting.extendleft(reversed(later))
 
     def _let_in(self, turn: Turn) -> bool:
         """Give *turn* its place, if its longest possible cache fits; a turn that is alone always gets it."""
         sequence = self.prefix.begin(turn.prompt)
         need = self.plan.need(turn.longest, held=len(sequence.ids))
-        if not self.prefix.make_room(self._promised() + need) and self._running:
+        try:
+            fits = self.prefix.make_room(self._promised() + need) or not self._running
+        except BaseException:
+            self.prefix.drop(sequence)
+            raise
+        if not fits:
             self.prefix.give_up(sequence, turn.prompt)
             self.prefix.make_room(self._promised())
             return False
@@ -198,6 +206,10 @@ class Scheduler:
             count = min(turn.left, max(1, budget // (len(prompts) - place)))
             if budget < 1:
                 break
+            if count == turn.left and not turn.is_ready and (pieces or place + 1 < len(prompts)):
+                count -= 1  # its grammar is still being compiled: nobody shall wait for that, so its last token comes later
+                if not count:
+                    continue
             budget -= count
             assert turn.sequence is not None  # a turn with its place
             start = len(turn.sequence.ids)

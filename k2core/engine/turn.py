@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 import numpy as np
 from attrs import define, field
@@ -25,7 +26,7 @@ class Turn:
         options: limits of the turn.
         stop_ids: ids that end a turn.
         most: tokens that may be generated at most.
-        grammar: gives what the turn is held to, waiting until it is compiled; None allows every token.
+        grammar: what the turn is held to, once it is compiled; None allows every token.
         drafter: guesses ahead.
         put: takes deltas as they become certain.
         ended: told of its end, or of what went wrong.
@@ -43,7 +44,7 @@ class Turn:
     options: GenerateOptions
     stop_ids: frozenset[int]
     most: int
-    grammar: Callable[[], Constraint] | None
+    grammar: "Future[Constraint] | None"
     drafter: Drafter
     put: Callable[[Sequence[Delta]], None]
     ended: Callable[[TurnEnd | BaseException], None]
@@ -67,6 +68,11 @@ class Turn:
         self.sequence, self._cached, self._begun = sequence, len(sequence.ids), time.perf_counter()
         if self.drafter.most:
             self.drafter.begin(self.prompt)
+
+    @property
+    def is_ready(self) -> bool:
+        """A token can be chosen without waiting for anything but the model."""
+        return self.grammar is None or self.grammar.done()
 
     @property
     def longest(self) -> int:
@@ -106,7 +112,7 @@ class Turn:
             how many of the guessed tokens were right and are computed.
         """
         if self._constraint is None and self.grammar is not None:
-            self._constraint = self.grammar()
+            self._constraint = self.grammar.result()
         right = 0
         for row in rows:
             token = self._choose(row)
