@@ -96,3 +96,14 @@ def crew() -> Crew | None:
             except (AttributeError, OSError, TypeError):  # no such function, or no library of this name
                 _crews.append(None)
         return _crews[0]
+
+
+def _forget() -> None:
+    """In a forked process there are no helpers: their threads stayed behind."""
+    global _lock
+    _lock = threading.Lock()
+    _crews.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

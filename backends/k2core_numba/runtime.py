@@ -26,6 +26,8 @@ from numba.core import config
 from platformdirs import user_cache_dir
 
 LOCK = threading.RLock()
+if hasattr(os, "register_at_fork"):  # who forks this process must not inherit a lock that a thread left behind holds
+    os.register_at_fork(after_in_child=LOCK._at_fork_reinit)  # type: ignore[attr-defined]  # as the standard library does
 numba_config: Any = config  # its settings are made at run time
 PORTABLE = "K2CORE_NUMBA_PORTABLE"
 PACKAGE = "k2core_kernels.numba"
