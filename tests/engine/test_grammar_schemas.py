@@ -460,3 +460,14 @@ def test_intervals(low, high, low_open, high_open, value, seed):
         for _ in range(3):
             found = drawn(pristine, np.random.default_rng(seed), most=300)
             assert found is None or (inside(json.loads(found)) and np.isfinite(float(found)))
+
+
+def test_what_is_left_to_be_checked_is_logged_once():
+    """A schema with a keyword that the mask does not hold to is named in the log, once however often it is used."""
+    schema = {"type": "object", "properties": {"once": {"not": {"type": "string"}}}, "title": "logged once"}
+    with capture_logs() as logs:
+        for name in ("first", "first", "second"):
+            assert rules(schema, name).unenforced == (("$.once", "not"),)
+
+    assert [one["event"] for one in logs] == ["schema.partly_enforced"]
+    assert logs[0]["checked_when_called"] == ["$.once: not"]

@@ -98,6 +98,9 @@ def _shapes(schema: str, is_object: bool) -> Shapes | None:
     except (Unmanageable, K2Error) as error:
         log.warning("schema.not_enforced", reason=str(error), schema=schema[:200])
         return None
+    if shapes.unenforced:
+        left = [f"{path}: {keyword}" for path, keyword in shapes.unenforced]
+        log.warning("schema.partly_enforced", checked_when_called=left, schema=schema[:200])
     return shapes
 
 
