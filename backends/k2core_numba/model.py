@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numba
 import numpy as np
-from attrs import define, evolve, field
+from attrs import define, evolve
 from numpy.typing import NDArray
 
 from k2core.errors import CapacityError, K2Error
@@ -35,11 +35,11 @@ class _Batch:
         longest: positions that the longest sequence will have.
     """
 
-    sequences: list[CachedSequence] = field(factory=list)
-    counts: list[int] = field(factory=list)
-    ids: list[int] = field(factory=list)
-    rows: list[int] = field(factory=list)
-    longest: int = 0
+    sequences: list[CachedSequence]
+    counts: list[int]
+    ids: list[int]
+    rows: list[int]
+    longest: int
 
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Of all new tokens: ids, addresses of the sequences' page tables, and positions."""
@@ -224,10 +224,14 @@ class NumbaModel:
             raise K2Error("forward: the batch is empty. Give at least one sequence with new tokens.")
         if len({item.handle for item in batch}) < len(batch):
             raise K2Error("forward: a handle occurs twice in the batch. Join its tokens into one input.")
-        new, most = _Batch(), self.geometry.max_position_embeddings
+        most, longest = self.geometry.max_position_embeddings, 0
+        sequences: list[CachedSequence] = []
+        counts: list[int] = []
+        ids: list[int] = []
+        places: list[int] = []
         for item in batch:
-            handle, rows, count = item.handle, item.rows, len(item.token_ids)
-            sequence = self._sequences.get(handle) or self._sequence(handle)
+            handle, rows, token_ids = item.handle, item.rows, item.token_ids
+            sequence, count = self._sequences.get(handle) or self._sequence(handle), len(token_ids)
             if not count:
                 raise K2Error(f"forward: sequence {handle} has no new tokens. Give at least one.")
             if rows is None:
@@ -239,15 +243,16 @@ class NumbaModel:
             after = sequence.length + count
             if after > most:
                 raise CapacityError(f"forward: sequence {handle} would have {after} tokens, the model has {most} positions")
-            new.longest = max(new.longest, after)
-            new.sequences.append(sequence)
-            new.counts.append(count)
-            new.ids.extend(item.token_ids)
-            end = len(new.ids)
-            new.rows.extend(range(end - rows, end))
-        if min(new.ids) < 0 or max(new.ids) >= self.geometry.vocab_size:
+            if after > longest:
+                longest = after
+            sequences.append(sequence)
+            counts.append(count)
+            ids.extend(token_ids)
+            end = len(ids)
+            places += range(end - rows, end)
+        if min(ids) < 0 or max(ids) >= self.geometry.vocab_size:
             self._refuse(batch)
-        return new
+        return _Batch(sequences, counts, ids, places, longest)
 
     def _refuse(self, batch: Sequence[SequenceInput]) -> None:
         """Name the token id that is wrong."""
