@@ -5,8 +5,11 @@ from sandbox.cases import DETACHED, Case
 LEAVES = """
 def twice():
     os.setsid()
+    begun, end = os.pipe()
     if os.fork() == 0:
         os.execv('/bin/sleep', ['sleep', MARK])
+    os.close(end)
+    os.read(begun, 1)  # until the program is there: a look for it may follow at once
     return True
 in_child(twice)
 """
