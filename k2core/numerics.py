@@ -95,13 +95,11 @@ class CacheMemory:
     Attributes:
         bytes_per_token: of one position of a sequence.
         block_tokens: positions that are given and taken back together.
-        used_blocks: blocks of live sequences; one that several share counts once.
         free_bytes: what the device could still give to it; None where that is not known.
     """
 
     bytes_per_token: int
     block_tokens: int
-    used_blocks: int
     free_bytes: int | None = None
 
 

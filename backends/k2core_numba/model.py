@@ -160,7 +160,6 @@ class NumbaModel:
         return CacheMemory(
             bytes_per_token=self.geometry.cache_values_per_token * 4,
             block_tokens=self._store.positions,
-            used_blocks=self._store.used,
             free_bytes=free_bytes(),
         )
 

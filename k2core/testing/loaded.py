@@ -156,8 +156,7 @@ class HashModel:
 
     def memory(self) -> CacheMemory:
         """What it was told to report."""
-        blocks = self.used_blocks()
-        return CacheMemory(bytes_per_token=self._bytes, block_tokens=self._block, used_blocks=blocks, free_bytes=self._free)
+        return CacheMemory(bytes_per_token=self._bytes, block_tokens=self._block, free_bytes=self._free)
 
     def info(self) -> Mapping[str, str]:
         """Names the stand-in."""

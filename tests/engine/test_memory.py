@@ -13,7 +13,7 @@ MB = 10**6
 
 def memory(bytes_per_token=70_272, block=64, free=None):
     """Cache memory of a model; by default of K2's size: 61 layers of 576 bfloat16 values."""
-    return CacheMemory(bytes_per_token=bytes_per_token, block_tokens=block, used_blocks=0, free_bytes=free)
+    return CacheMemory(bytes_per_token=bytes_per_token, block_tokens=block, free_bytes=free)
 
 
 @given(

@@ -159,10 +159,10 @@ def test_memory_per_token_is_the_latents(model):
     for length in (1, block, 1000, POSITIONS):
         handle = filled(model, length)
         assert 0 <= model.bytes_of(handle) - length * per_token < block * per_token
-        assert model.memory().used_blocks == -(-length // block)
+        assert model.used_blocks() == -(-length // block)
         assert model._sequences[handle].table.nbytes <= 2 * 8 * max(4, -(-length // block))
         model.free(handle)
-    assert model.memory().used_blocks == 0
+    assert model.used_blocks() == 0
     handle = filled(model, POSITIONS - 1)
     model.forward([SequenceInput(handle=handle, token_ids=[7])])
     assert model._job._memory.nbytes < 200_000 * model.threads

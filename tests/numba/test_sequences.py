@@ -74,7 +74,7 @@ class Sequences(RuleBasedStateMachine):
     @invariant()
     def the_count_is_exact(self):
         """What the model says it uses is what its sequences hold, each page counted once."""
-        assert self.model.memory().used_blocks == pages_of(self.model)
+        assert self.model.used_blocks() == pages_of(self.model)
 
     @initialize()
     def start(self):
@@ -125,7 +125,7 @@ class Sequences(RuleBasedStateMachine):
         for handle, ids in self.ids.items():
             assert self.model.length(handle) == len(ids)
             self.model.free(handle)
-        assert self.model.memory().used_blocks == 0
+        assert self.model.used_blocks() == 0
 
 
 def test_any_history_leaves_what_its_ids_say(tmp_path):
@@ -193,21 +193,21 @@ def test_pages_are_counted_once(data):
 
 def test_memory_is_told_in_blocks(model):
     """Bytes of a position, positions of a block, blocks that forks share counted once, and what the machine has left."""
-    assert model.memory().used_blocks == 0
+    assert model.used_blocks() == 0
     parent = model.new_sequence()
     extend(model, parent, [1] * 130)
     memory = model.memory()
     assert memory.bytes_per_token == model.geometry.cache_values_per_token * 4
-    assert (memory.block_tokens, memory.used_blocks) == (64, 3)
+    assert (memory.block_tokens, model.used_blocks()) == (64, 3)
     assert model.bytes_of(parent) == 3 * memory.block_tokens * memory.bytes_per_token
     assert memory.free_bytes is None or memory.free_bytes > 0
     child = model.fork(parent, 130)
-    assert model.memory().used_blocks == 3
+    assert model.used_blocks() == 3
     extend(model, child, [2])
-    assert model.memory().used_blocks == 4
+    assert model.used_blocks() == 4
     model.free(parent)
     model.free(child)
-    assert model.memory().used_blocks == 0
+    assert model.used_blocks() == 0
 
 
 def test_refusals_change_nothing(model):
@@ -230,7 +230,7 @@ def test_refusals_change_nothing(model):
         with pytest.raises(K2Error, match=complaint):
             model.forward(batch)
         assert (model.length(good), model.length(other)) == (3, 0)
-        assert model.memory().used_blocks == 1
+        assert model.used_blocks() == 1
     np.testing.assert_array_equal(extend(model, good, [4]), fresh(model, [1, 2, 3, 4]))
 
 
