@@ -1,11 +1,12 @@
 """What one turn may hold, by its options: text, calls, and of which tools. Chat formats build their grammars from it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import field, frozen
 
 from k2core.engine.forbidden import exhausted
+from k2core.engine.lark import literal
 from k2core.errors import FormatError, InputError, nearest
 from k2core.language import GenerateOptions
 
@@ -75,3 +76,19 @@ def offered(tools: Sequence[Mapping[str, Any]], options: GenerateOptions) -> Off
     if choice not in callable_:
         raise InputError(f"cannot force a call of '{choice}': it is forbidden in this turn. Use tool_choice auto.")
     return Offer(tools={choice: callable_[choice]}, most_calls=1, needs_call=True)
+
+
+def call_rules(offer: Offer, call_id: Callable[[str, int], str], *, begin: str, arguments: str, end: str = "") -> list[str]:
+    """Rules ``call-0``, ``call-1`` … for the calls of a turn, each with all that may follow; they refer to ``tool-N``.
+
+    Args:
+        offer: what the turn may hold; tool N is its N-th.
+        call_id: what a model writes to call the tool of a name as the turn's call of a number, from 0.
+        begin, arguments, end: what stands before the id, behind it, and behind the arguments.
+    """
+    lines = []
+    for place in range(offer.most_calls):
+        ids = [f"{literal(call_id(name, place))} {arguments} tool-{number}" for number, name in enumerate(offer.tools)]
+        following = f" call-{place + 1}?" if place + 1 < offer.most_calls else ""
+        lines.append(f"call-{place}: {begin} ({' | '.join(ids)}) {end}{following}")
+    return lines

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from k2core.engine import lark
-from k2core.engine.offer import offered
+from k2core.engine.offer import call_rules, offered
 from k2core.engine.schemas import BASE, rules
 from k2core.errors import FormatError, TokenizerError
 from k2core.language import GenerateOptions
@@ -94,13 +94,12 @@ class ByteFormat:
             lark.TEXTS,
         ]
         lines += [] if offer.response is None else [rules(offer.response, "response").text]
-        for place in range(offer.most_calls):
-            ids = [
-                f"{lark.literal(f'functions.{name}:{next_call_index + place}')} {mark['<arguments>']} tool-{number}"
-                for number, name in enumerate(offer.tools)
-            ]
-            following = f" call-{place + 1}?" if place + 1 < offer.most_calls else ""
-            lines.append(f"call-{place}: {mark['<call>']} ({' | '.join(ids)}){following}")
+        lines += call_rules(
+            offer,
+            lambda name, place: f"functions.{name}:{next_call_index + place}",
+            begin=mark["<call>"],
+            arguments=mark["<arguments>"],
+        )
         lines += [
             rules(parameters, f"tool-{number}", is_object=True).text for number, parameters in enumerate(offer.tools.values())
         ]

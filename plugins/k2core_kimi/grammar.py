@@ -13,8 +13,8 @@ spelling (`k2core.engine.schemas`). Control tokens stand in the grammar by their
 
 from collections.abc import Mapping
 
-from k2core.engine.lark import TEXTS, literal, token
-from k2core.engine.offer import Offer
+from k2core.engine.lark import TEXTS, token
+from k2core.engine.offer import Offer, call_rules
 from k2core.engine.schemas import BASE, rules
 from k2core.errors import InputError
 from k2core_kimi import markers as mark
@@ -52,13 +52,14 @@ def turn_grammar(offer: Offer, control: Mapping[str, int], *, next_call_index: i
 
 def _section(offer: Offer, tokens: Mapping[str, str], first: int) -> list[str]:
     lines = [f"section: {tokens[mark.SECTION]} call-0 {tokens[mark.SECTION_END]}\n"]
-    for place in range(offer.most_calls):
-        ids = [
-            f"{literal(mark.native_id(name, first + place))} {tokens[mark.ARGUMENTS]} tool-{number}"
-            for number, name in enumerate(offer.tools)
-        ]
-        following = f" call-{place + 1}?" if place + 1 < offer.most_calls else ""
-        lines.append(f"call-{place}: {tokens[mark.CALL]} ({' | '.join(ids)}) {tokens[mark.CALL_END]}{following}\n")
+    calls = call_rules(
+        offer,
+        lambda name, place: mark.native_id(name, first + place),
+        begin=tokens[mark.CALL],
+        arguments=tokens[mark.ARGUMENTS],
+        end=tokens[mark.CALL_END],
+    )
+    lines += [f"{line}\n" for line in calls]
     for number, (name, parameters) in enumerate(offer.tools.items()):
         if mark.resolve_call(mark.native_id(name, first), first) != (mark.native_id(name, first), name):
             raise InputError(f"cannot offer the tool {name!r}: whitespace in a name is lost in a call's id. Rename it.")
