@@ -44,6 +44,9 @@ class _Batch:
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Of all new tokens: ids, addresses of the sequences' page tables, and positions."""
         ids = np.array(self.ids, np.int64)
+        if len(self.sequences) == 1:
+            start = self.sequences[0].length
+            return ids, np.full(len(ids), self.sequences[0].table_address, np.int64), np.arange(start, start + len(ids))
         addresses = np.array([sequence.table_address for sequence in self.sequences], np.int64)
         starts = [sequence.length for sequence in self.sequences]
         if len(ids) == len(starts):  # one each: decoding

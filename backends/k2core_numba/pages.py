@@ -15,15 +15,24 @@ from k2core_numba.packing import aligned_zeros
 
 LANES = 16  # positions of a block
 LEAST_TABLE = 4  # pages
+SPARE_BYTES = 64 << 20  # of pages that nobody holds and that are kept: new memory takes several times as long as zeroing
 
 
 @define(eq=False)
 class Page:
-    """Memory of some positions: (layers, blocks, width, 16) float32, and how many sequences hold it."""
+    """Memory of some positions.
+
+    Attributes:
+        values: (layers, blocks, width, 16) float32.
+        address: of the values.
+        owners: sequences that hold it.
+        stale: more may be written than its only owner has positions: another one held it, too.
+    """
 
     values: NDArray[np.float32] = field(repr=False)
     address: int
     owners: int = 1
+    stale: bool = False
 
 
 def _no_table() -> NDArray[np.int64]:
@@ -76,6 +85,7 @@ class PageStore:
     width: int
     positions: int
     used: int = 0
+    _spare: list[Page] = field(factory=list, init=False, repr=False)
 
     @property
     def page_bytes(self) -> int:
@@ -104,6 +114,8 @@ class PageStore:
         count = -(-length // self.positions)
         for page in parent.pages[:count]:
             page.owners += 1
+        if length % self.positions:
+            parent.pages[count - 1].stale = True
         parent.reserved = 0
         return Sequence(pages=parent.pages[:count], length=length, table=parent.table[: max(count, LEAST_TABLE)].copy())
 
@@ -112,10 +124,12 @@ class PageStore:
         keep = -(-length // self.positions)
         self._let_go(sequence.pages[keep:])
         del sequence.pages[keep:]
-        used = length % self.positions
-        if used and length < sequence.length and sequence.pages[-1].owners == 1:
-            self._forget(sequence.pages[-1], used)
-        sequence.length, sequence.reserved = length, 0
+        used, sequence.reserved = length % self.positions, keep * self.positions
+        if used and sequence.pages[-1].owners > 1:
+            sequence.pages[-1].stale, sequence.reserved = True, 0
+        elif used:
+            self._forget(sequence.pages[-1], used, min(self.positions, used + sequence.length - length))
+        sequence.length = length
 
     def own_bytes(self, sequence: Sequence) -> int:
         """Bytes that only this sequence holds."""
@@ -133,6 +147,8 @@ class PageStore:
                     fresh.append(self._copy(page, sequence.length % self.positions))
                     copied[id(page)] = gone + 1
                 else:
+                    if page.stale and page.owners == 1:
+                        self._forget(page, sequence.length % self.positions, self.positions)
                     first += 1
             while first + len(fresh) <= last:
                 fresh.append(self._page())
@@ -146,19 +162,32 @@ class PageStore:
     def _let_go(self, pages: list[Page]) -> None:
         for page in pages:
             page.owners -= 1
-            self.used -= page.owners == 0
+            if not page.owners:
+                self.used -= 1
+                if (len(self._spare) + 1) * self.page_bytes <= SPARE_BYTES:
+                    self._spare.append(page)
 
     def _page(self) -> Page:
+        if self._spare:
+            page = self._spare.pop()
+            page.values.fill(0)
+            page.owners, page.stale = 1, False
+            return page
         values = aligned_zeros((self.layers, self.positions // LANES, self.width, LANES), np.float32)
         return Page(values, values.ctypes.data)
 
     def _copy(self, page: Page, used: int) -> Page:
-        copy = self._page()
-        copy.values[:] = page.values
-        self._forget(copy, used)
+        copy, blocks = self._page(), -(-used // LANES)
+        copy.values[:, :blocks] = page.values[:, :blocks]
+        self._forget(copy, used, blocks * LANES)
         return copy
 
-    def _forget(self, page: Page, used: int) -> None:
-        block = used // LANES
-        page.values[:, block, :, used % LANES :] = 0
-        page.values[:, block + 1 :] = 0
+    def _forget(self, page: Page, used: int, end: int) -> None:
+        """Zero the positions from *used* on, up to *end* or, of a stale page, all."""
+        if page.stale:
+            end, page.stale = self.positions, False
+        block, last = used // LANES, -(-end // LANES)
+        if block < last:
+            page.values[:, block, :, used % LANES : end - block * LANES] = 0
+        if last > block + 1:
+            page.values[:, block + 1 : last] = 0

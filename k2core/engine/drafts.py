@@ -1,76 +1,86 @@
 """Guesses of what comes next, so that one forward can compute several tokens.
 
-Agents copy what tools returned and repeat the frame of a call, so the guess is what followed the same few tokens the last time
-(prompt lookup), in this conversation or else in what was generated lately in any other. A guess costs a forward a row and never
-changes what is sampled: every position is sampled from its own logits with its own random number, and the first token that
-differs ends the guess.
+Agents copy what tools returned and repeat the frame of a call, so the guess is what followed the same tokens the last time
+(prompt lookup; Saxena: "Prompt lookup decoding", 2023), in any conversation. It goes on token by token, each time from the
+longest context that is known. How often such guesses were right tells how likely this one is, and the scheduler takes as many
+as are worth their rows. A guess never changes what is sampled: every position is sampled from its own logits with its own
+random number, and the first token that differs ends the guess.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-import numpy as np
 from attrs import define, field
 
-from k2core.interfaces import Array
-
-LONGEST_PATTERN = 4  # tokens before a guess that are compared
-SHORTEST_PATTERN = 2  # and that must have occurred before
-CANDIDATES = 8  # occurrences that are compared, newest first
-WINDOW = 1 << 13  # tokens of a text that are searched
-FIRST_LENGTH = 3  # of a guess, before any was right or wrong
-PAUSE = 32  # tokens: the longest rest after guesses that were all wrong
+ORDERS = (16, 6, 2)  # tokens of a context that are compared, longest first
+AGREED = 4  # occurrences in a row with the same follower that are told apart
+KNOWN = 1 << 15  # contexts of a generation
+MEMORY = 64.0  # guesses of a kind that count
+LEAST_CHANCE = 0.1  # of all tokens of a guess being right; unlikelier ones are never tried
 
 
 @define(eq=False)
-class Text:
-    """Token ids that grow at the end; the last `WINDOW` of them are searched."""
+class Followers:
+    """What followed each context the last time, in all texts read lately, and how often it was right to guess so.
 
-    _ids: Array = field(factory=lambda: np.zeros(64, np.int32), repr=False)
-    _size: int = 0
+    Contexts are known by their hash: two with the same one make a wrong guess at worst. The memory is two generations of
+    contexts: when the young one is full, the old one is forgotten.
+    """
 
-    def __len__(self) -> int:
-        return self._size
+    _young: dict[int, int] = field(factory=dict, init=False, repr=False)  # hash: follower * AGREED + times in a row, from 0
+    _old: dict[int, int] = field(factory=dict, init=False, repr=False)
+    _right: list[float] = field(factory=lambda: [0.7] * len(ORDERS) * AGREED, init=False, repr=False)
+    _tried: list[float] = field(factory=lambda: [1.0] * len(ORDERS) * AGREED, init=False, repr=False)
 
-    def add(self, token_ids: Sequence[int]) -> None:
-        """Append ids; what no search reaches any more is forgotten now and then."""
-        if self._size + len(token_ids) > len(self._ids):
-            kept = self._ids[max(0, self._size - WINDOW) : self._size]
-            self._ids = np.zeros(2 * (len(kept) + len(token_ids)), np.int32)
-            self._ids[: len(kept)] = kept
-            self._size = len(kept)
-        self._ids[self._size : self._size + len(token_ids)] = token_ids
-        self._size += len(token_ids)
+    def learn(self, ids: Sequence[int], start: int) -> None:
+        """Read a text from place *start* on; what is before it is context only."""
+        young, old = self._young, self._old
+        for order in ORDERS:
+            for place in range(max(start, order), len(ids)):
+                key = hash(tuple(ids[place - order : place]))
+                known = young.get(key)
+                if known is None:
+                    known = old.get(key, -1)
+                new = ids[place] * AGREED
+                if new <= known < new + AGREED:
+                    new = min(known + 1, new + AGREED - 1)
+                young[key] = new
+        if len(young) > KNOWN:
+            self._young, self._old = {}, young
 
-    def append(self, token: int) -> None:
-        """`add` one id."""
-        if self._size == len(self._ids):
-            self.add((token,))
-        else:
-            self._ids[self._size] = token
-            self._size += 1
+    def after(self, text: list[int], count: int, least: float) -> Iterator[tuple[int, float, int]]:
+        """What may follow a text: tokens, each with the chance that all so far are right, and its kind for `tried`.
 
-    def tail(self, count: int) -> list[int]:
-        """The last ids."""
-        ids: list[int] = self._ids[max(0, self._size - count) : self._size].tolist()
-        return ids
-
-    def after(self, pattern: Sequence[int], count: int) -> tuple[int, list[int]]:
-        """How much of *pattern*'s end occurs in the text with something behind it, and up to *count* ids from there.
-
-        Of the newest occurrences of its last two ids, the one that more of the pattern precedes; of equals the newest.
+        Args:
+            text: a list of its own; what is guessed is appended to it.
+            count: tokens at most.
+            least: chance below which there is nothing more to say.
         """
-        start = max(0, self._size - WINDOW)
-        ids = self._ids[start : self._size]
-        ends = (ids[1:-1] == pattern[-1]).nonzero()[0]  # places of the id before the pattern's last one
-        places = ends[ids[ends] == pattern[-2]][-CANDIDATES:]
-        best, at = 0, 0
-        for place in places.tolist()[::-1]:
-            size = SHORTEST_PATTERN
-            while size < len(pattern) and place >= size - 1 and ids[place + 1 - size] == pattern[-1 - size]:
-                size += 1
-            if size > best:
-                best, at = size, place + 2
-        return best, ids[at : at + count].tolist() if best else []
+        young, old, chance = self._young, self._old, 1.0
+        for _ in range(count):
+            for place, order in enumerate(ORDERS):
+                if order <= len(text):
+                    key = hash(tuple(text[-order:]))
+                    known = young.get(key)
+                    if known is None:
+                        known = old.get(key)
+                    if known is not None:
+                        kind = place * AGREED + known % AGREED
+                        break
+            else:
+                return
+            chance *= self._right[kind] / self._tried[kind]
+            if chance < least:
+                return
+            text.append(known // AGREED)
+            yield text[-1], chance, kind
+
+    def tried(self, kind: int, is_right: bool) -> None:
+        """A guess of a kind was right or wrong."""
+        self._right[kind] += is_right
+        self._tried[kind] += 1.0
+        if self._tried[kind] > MEMORY:
+            self._right[kind] /= 2
+            self._tried[kind] /= 2
 
 
 @define(kw_only=True, eq=False)
@@ -79,63 +89,63 @@ class Drafter:
 
     Attributes:
         most: tokens of a guess at most; 0 never guesses.
-        history: what other turns generated lately.
+        followers: what is known, by all turns together.
         drafted: tokens guessed so far.
         accepted: of these, the ones the model chose.
     """
 
     most: int
-    history: Text = field(factory=Text, repr=False)
+    followers: Followers = field(factory=Followers, repr=False)
     drafted: int = field(default=0, init=False)
     accepted: int = field(default=0, init=False)
-    _text: Text = field(factory=Text, init=False, repr=False)
-    _length: int = field(init=False)
-    _rest: int = field(default=0, init=False)  # tokens until the next guess
-    _pause: int = field(default=1, init=False)
+    _text: list[int] = field(factory=list, init=False, repr=False)  # the end of the prompt, and all tokens behind it
+    _learned: int = field(default=0, init=False)  # of the text
+    _kinds: list[int] = field(factory=list, init=False, repr=False)  # of the guess proposed last
 
-    def __attrs_post_init__(self) -> None:
-        self._length = min(FIRST_LENGTH, self.most)
+    def begin(self, prompt: Sequence[int]) -> None:
+        """The turn begins with *prompt*."""
+        self._text = list(prompt[-ORDERS[0] :])
+        self._learned = len(self._text)
 
-    def begin(self, token_ids: Sequence[int]) -> None:
-        """Start with the prompt."""
-        self._text = Text()
-        self._text.add(token_ids[-WINDOW:])
+    def read(self, prompt: Sequence[int], start: int, end: int) -> None:
+        """The model has computed a part of the prompt."""
+        if self.most:
+            begin = max(0, start - ORDERS[0])
+            self.followers.learn(prompt[begin:end], start - begin)
 
     def add(self, token: int) -> None:
         """A token was chosen."""
         self._text.append(token)
-        self._rest -= self._rest > 0
 
-    def guess(self, limit: int, forced: Sequence[int] = ()) -> list[int]:
-        """Up to *limit* tokens that may come next.
+    def learn(self) -> None:
+        """Make known what was chosen since the last time."""
+        begin = max(0, self._learned - ORDERS[0])
+        self.followers.learn(self._text[begin:], self._learned - begin)
+        self._learned = len(self._text)
+
+    def propose(self, limit: int, least: float, forced: Sequence[int] = ()) -> tuple[list[int], list[float]]:
+        """Tokens that may come next, and how likely it is that each and all before it are right.
 
         Args:
-            limit: of this step.
+            limit: tokens at most.
+            least: chance from which a token is worth a row.
             forced: tokens that must come next, whatever the model says; the guess begins with them.
         """
-        most = min(limit, self.most)
-        guess = list(forced[:most])
-        if len(guess) < most and not self._rest:
-            guess += self._lookup(guess, min(most - len(guess), self._length))
-        return guess
+        self.learn()
+        limit = min(limit, self.most)
+        guess = list(forced[:limit])
+        chances, self._kinds = [1.0] * len(guess), [-1] * len(guess)
+        text = self._text[-ORDERS[0] :] + guess
+        for token, chance, kind in self.followers.after(text, limit - len(guess), max(least, LEAST_CHANCE)):
+            guess.append(token)
+            chances.append(chance)
+            self._kinds.append(kind)
+        return guess, chances
 
-    def tried(self, guessed: int, accepted: int) -> None:
-        """What became of a guess; the next ones are as long as the last ones were right."""
+    def tried(self, guessed: int, right: int) -> None:
+        """What became of the first *guessed* tokens of the guess proposed last."""
         self.drafted += guessed
-        self.accepted += accepted
-        if accepted == guessed:
-            self._length, self._pause = min(2 * self._length, self.most), 1
-        else:
-            self._length = max(1, accepted)
-        if not accepted:
-            self._rest, self._pause = self._pause, min(2 * self._pause, PAUSE)
-
-    def _lookup(self, forced: list[int], count: int) -> list[int]:
-        pattern = [*self._text.tail(LONGEST_PATTERN), *forced][-LONGEST_PATTERN:]
-        if len(pattern) < SHORTEST_PATTERN:
-            return []
-        size, found = self._text.after(pattern, count)
-        if size < LONGEST_PATTERN and len(self.history) > SHORTEST_PATTERN:
-            other, from_history = self.history.after(pattern, count)
-            found = from_history if other > size else found
-        return found
+        self.accepted += right
+        for place, kind in enumerate(self._kinds[: min(guessed, right + 1)]):
+            if kind >= 0:
+                self.followers.tried(kind, place < right)

@@ -27,7 +27,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from k2core.engine.drafts import Drafter, Text
+from k2core.engine.drafts import Drafter, Followers
 from k2core.engine.fingerprint import fingerprint
 from k2core.engine.grammar import Constraint, Masks
 from k2core.engine.memory import MemoryPlan
@@ -133,7 +133,7 @@ class EngineModel:
         self._format = chat_format
         self._checkpoint = checkpoint
         self._drafts = max(0, drafts)
-        self._history = Text()
+        self._followers = Followers()
         self._masks = Masks(tokenizer, chat_format.stop_ids) if masks and hasattr(chat_format, "grammar") else None
         self._preparing = ThreadPoolExecutor(1, "k2core-prepare")
         if self._masks is not None:  # a vocabulary of 163,840 tokens takes a second: while everything else is made ready
@@ -392,7 +392,7 @@ class EngineModel:
             stop_ids=frozenset(self._format.stop_ids),
             most=min(options.max_tokens, context - len(prompt)),
             grammar=self._grammar(request, calls),
-            drafter=Drafter(most=self._drafts, history=self._history),
+            drafter=Drafter(most=self._drafts, followers=self._followers),
             put=lambda deltas: delivery.put(request, deltas),
             ended=lambda end: self._ended(request, calls, end),
             is_cancelled=lambda: request.cancelled or self._closed,
@@ -419,8 +419,6 @@ class EngineModel:
 
     def _ended(self, request: Request, calls: int, end: TurnEnd | BaseException) -> None:
         self._delivery.last(request, end)
-        if self._drafts and isinstance(end, TurnEnd):
-            self._history.add(end.message.token_ids or ())
         if isinstance(end, TurnEnd) and end.message.tool_calls and request.options.masks and self._masks is not None:
             # the next turn of this chain is held to the same but for its calls' number: compile while the tools run
             with contextlib.suppress(RuntimeError):  # the engine is being closed

@@ -16,6 +16,7 @@ from attrs import define, field
 
 from k2core.engine.memory import MemoryPlan
 from k2core.engine.prefix import LiveSequence, PrefixTree, common_prefix
+from k2core.engine.step_cost import StepCost, worthwhile
 from k2core.engine.turn import Turn
 from k2core.errors import K2Error
 from k2core.interfaces import Array, LoadedModel, SequenceInput, Want
@@ -46,6 +47,7 @@ class Scheduler:
         prefill_chunk: tokens of prompts per step while nothing is generated.
         interleave: the same while something is.
         most_guessed: tokens guessed per step, by all turns together.
+        cost: what steps without prompts take.
     """
 
     model: LoadedModel
@@ -55,6 +57,7 @@ class Scheduler:
     prefill_chunk: int = 512
     interleave: int = 64
     most_guessed: int = 8
+    cost: StepCost = field(factory=StepCost)
     _waiting: deque[Turn] = field(factory=deque, init=False)
     _running: list[Turn] = field(factory=list, init=False)
     _crowded: bool = field(default=False, init=False)  # the first in the queue did not fit; asked again when a turn has ended
@@ -195,10 +198,8 @@ class Scheduler:
         prompts: list[Turn] = []
         writing: list[Turn] = []
         for turn in self._running:
-            (prompts if turn.left else writing).append(turn)
-        most_guessed = self.most_guessed // len(writing) if writing else 0
-        for turn in writing:
-            guess = turn.guess(most_guessed) if most_guessed else ()
+            (writing if turn.is_writing else prompts).append(turn)
+        for turn, guess in zip(writing, self._guesses(writing), strict=True):
             pieces.append(_Piece(turn, [turn.last, *guess], 1 + len(guess), guess))
         budget = self.interleave if writing else self.prefill_chunk
         prompts.sort(key=lambda one: one.left)
@@ -215,6 +216,15 @@ class Scheduler:
             start = len(turn.sequence.ids)
             pieces.append(_Piece(turn, turn.prompt[start : start + count], int(count == turn.left)))
         return pieces
+
+    def _guesses(self, writing: list[Turn]) -> list[Sequence[int]]:
+        """What each turn shall try behind its last token: nothing where all of them together may guess less than one each."""
+        if not 0 < len(writing) <= self.most_guessed:
+            return [()] * len(writing)
+        least = self.cost.least_chance(len(writing), self.most_guessed)
+        proposed = [turn.propose(self.most_guessed, least) for turn in writing]
+        lengths = worthwhile([chances for _, chances in proposed], self.cost, self.most_guessed)
+        return [guess[:length] for (guess, _), length in zip(proposed, lengths, strict=True)]
 
     def _run(self, pieces: list[_Piece]) -> None:
         """One forward, and what follows from it for each turn."""
@@ -236,7 +246,10 @@ class Scheduler:
             for piece in pieces:
                 self._leave(piece.turn, error, drop=True)
             return
-        per_token = (time.perf_counter() - begun) / sum(len(piece.token_ids) for piece in pieces)
+        seconds, tokens = time.perf_counter() - begun, sum(len(piece.token_ids) for piece in pieces)
+        if tokens == sum(piece.rows for piece in pieces):  # no prompts
+            self.cost.observe(tokens, seconds)
+        per_token = seconds / tokens
         at = 0
         for piece in pieces:
             rows = logits[at : at + piece.rows]
@@ -248,6 +261,8 @@ class Scheduler:
         assert sequence is not None  # a turn with its place
         kept = len(piece.token_ids) - len(piece.guess)
         turn.computed += len(piece.token_ids)
+        if not turn.is_writing:
+            turn.drafter.read(turn.prompt, len(sequence.ids), len(sequence.ids) + kept)
         turn.model_seconds += per_token * len(piece.token_ids)
         failure: BaseException | None = None
         try:

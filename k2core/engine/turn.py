@@ -14,6 +14,8 @@ from k2core.engine.sampler import Sampler
 from k2core.interfaces import Array, GenerateOptions, TurnParser
 from k2core.messages import Delta, FinishReason, ReasoningDelta, TurnEnd, Usage
 
+SURE = 0.8  # chance of a guess that makes it needless to ask the grammar, which takes longer
+
 
 @define(kw_only=True, eq=False)
 class Turn:
@@ -89,12 +91,20 @@ class Turn:
         """Tokens of the prompt that are not computed yet."""
         return max(0, len(self.prompt) - self.held)
 
-    def guess(self, limit: int) -> list[int]:
-        """Tokens to try behind the last one."""
+    def propose(self, limit: int, least: float) -> tuple[list[int], list[float]]:
+        """Tokens to try behind the last one, see `Drafter.propose`."""
         limit = min(limit, self.most - len(self._generated) - 1)
         if limit < 1 or not self.drafter.most:
-            return []
-        return self.drafter.guess(limit, () if self._constraint is None else self._constraint.forced())
+            return [], []
+        guess, chances = self.drafter.propose(limit, least)
+        if self._constraint is not None and (not chances or chances[0] < SURE) and (forced := self._constraint.forced()):
+            return self.drafter.propose(limit, least, forced)
+        return guess, chances
+
+    @property
+    def is_writing(self) -> bool:
+        """A token was chosen: the prompt is computed."""
+        return bool(self._generated)
 
     @property
     def last(self) -> int:
@@ -132,6 +142,8 @@ class Turn:
         The last generated token is not computed, unless it was guessed: no logits are wanted after it. When the next prompt
         repeats the turn's `Message.token_ids`, that token is the first one to compute.
         """
+        if self.drafter.most:
+            self.drafter.learn()
         deltas, message = self.parser.finish()
         self.put(deltas)
         now = time.perf_counter()

@@ -5,98 +5,94 @@ from engine.turns import ask, run, schedule
 from hypothesis import given
 from hypothesis import strategies as st
 
-from k2core.engine.drafts import CANDIDATES, FIRST_LENGTH, PAUSE, WINDOW, Drafter, Text
+from k2core.engine.drafts import AGREED, KNOWN, LEAST_CHANCE, ORDERS, Drafter, Followers
+from k2core.engine.step_cost import StepCost
 from k2core.testing.loaded import HashModel
 
 ids = st.lists(st.integers(0, 3), max_size=80)
 
 
-def drafter(text, most=8):
-    """A drafter that has seen *text*."""
-    made = Drafter(most=most)
-    made.begin(text)
-    return made
+def by_definition(texts, text, order):
+    """What followed the last *order* ids of *text* the last time in *texts*, read one after the other."""
+    found = [
+        known[place]
+        for known in texts
+        for place in range(order, len(known))
+        if order <= len(text) and known[place - order : place] == text[-order:]
+    ]
+    return found[-1] if found else None
 
 
-def by_definition(text, pattern, most):
-    """The longest tail of *pattern* among the newest places of its last two tokens, and what follows there."""
-    places = [at for at in range(len(text) - 2) if text[at : at + 2] == pattern[-2:]][-CANDIDATES:]
-    best, found = 0, []
-    for at in reversed(places):
-        size = max(n for n in range(2, len(pattern) + 1) if n <= at + 2 and text[at + 2 - n : at + 2] == pattern[-n:])
-        if size > best:
-            best, found = size, text[at + 2 : at + 2 + most]
-    return best, found
+def guesses(followers, text, count):
+    """What may follow a text, whatever its chance."""
+    return [token for token, _, _ in followers.after(list(text), count, 0.0)]
 
 
-@given(text=ids, more=ids, limit=st.integers(0, 10))
-def test_a_guess_is_what_followed_the_longest_known_pattern(text, more, limit):
-    """The guess continues the newest of the earlier places that are preceded by most of the last 4 tokens."""
-    made = drafter(text)
-    for token in more:
-        made.add(token)
-    text = text + more
-    expected = by_definition(text, text[-4:], min(limit, FIRST_LENGTH))[1] if len(text) > 2 else []
+@given(texts=st.lists(ids, max_size=4), text=ids, cut=st.integers(0, 80))
+def test_a_guess_is_what_followed_the_longest_known_context(texts, text, cut):
+    """However a text was read, in one piece or two, a guess is what followed the last time, and so on from there."""
+    followers = Followers()
+    for known in texts:
+        followers.learn(known[:cut], 0)
+        followers.learn(known, min(cut, len(known)))
 
-    assert made.guess(limit) == expected
-
-
-@given(texts=st.lists(ids, max_size=60), pattern=st.lists(st.integers(0, 3), min_size=2, max_size=4))
-def test_texts_are_searched_by_definition(texts, pattern):
-    """However a text has grown, it is searched as one list."""
-    text, plain = Text(), []
-    for piece in texts:
-        if len(piece) == 1:
-            text.append(piece[0])
-        else:
-            text.add(piece)
-        plain += piece
-
-    assert text.after(pattern, 5) == by_definition(plain[-WINDOW:], pattern, 5)
-    assert text.tail(7) == plain[-7:]
+    expected = list(text)
+    for _ in range(5):
+        follower = next((found for order in ORDERS if (found := by_definition(texts, expected, order)) is not None), None)
+        if follower is None:
+            break
+        expected.append(follower)
+    assert guesses(followers, text, 5) == expected[len(text) :]
 
 
-@given(text=ids, forced=st.lists(st.integers(0, 3), min_size=1, max_size=12), limit=st.integers(0, 10))
-def test_forced_tokens_come_first(text, forced, limit):
-    """What must come next is guessed first, and the guess goes on from there."""
-    guess = drafter(text).guess(limit, forced)
-
-    assert guess[: len(forced)] == forced[: min(limit, 8)]
-    assert len(guess) <= min(limit, 8)
-
-
-def test_wrong_guesses_get_shorter_and_rarer():
-    """After guesses that were all wrong the drafter rests for 1, 2, 4 … tokens; right ones make it long again."""
-    made = drafter([1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2])
-    assert made.guess(8) == [3, 4, 5]
-    rests = []
-    for _ in range(8):
-        made.tried(1, 0)
-        rest = 0
-        while not made.guess(8):
-            made.add(rest % 2 + 1)  # keeps the tail 1, 2 or 2, 1
-            rest += 1
-            assert rest <= 2 * PAUSE
-        rests.append(rest)
-    assert rests == sorted(rests)
-    assert rests[-1] >= PAUSE
-    made.tried(1, 1)
-    made.tried(2, 2)
-    assert (made.drafted, made.accepted) == (11, 3)
+def test_guesses_that_fail_are_given_up_and_come_back():
+    """The chance of a kind of guess follows what became of such guesses; unlikely ones are not proposed any more."""
+    made = Drafter(most=4)
+    made.followers.learn([1, 2, 3] * 5, 0)
+    made.begin([1, 2, 3, 1, 2])
+    first, chances = made.propose(4, 0.0)
+    assert first == [3, 1, 2, 3]
+    assert chances == sorted(chances, reverse=True)
+    for _ in range(40):
+        made.tried(len(made.propose(4, 0.0)[0]), 0)
+    assert made.propose(4, 0.0) == ([], [])
+    for kind in range(len(ORDERS) * AGREED):
+        for _ in range(200):
+            made.followers.tried(kind, is_right=True)
+    assert made.propose(4, 0.9)[0] == [3, 1, 2, 3]
+    assert made.accepted == 0 < made.drafted
 
 
-def test_what_other_turns_generated_is_known_too():
-    """A pattern that this conversation lacks is looked up in what was generated lately; its own text comes first."""
-    history = Text()
-    history.add([7, 8, 9, 1, 2, 3])
-    made = Drafter(most=8, history=history)
-    made.begin([5, 7, 8])
-    assert made.guess(8) == [9, 1, 2]
-    made.begin([7, 8, 4, 4, 7, 8])
-    assert made.guess(8) == [4, 4, 7]
-    for _ in range(9):
-        history.add([0] * (WINDOW // 2))
-    assert WINDOW <= len(history) <= 4 * WINDOW
+@given(start=ids, forced=st.lists(st.integers(0, 3), max_size=12), limit=st.integers(0, 10))
+def test_forced_tokens_come_first(start, forced, limit):
+    """What must come next is guessed first and is certain; the guess goes on from there."""
+    made = Drafter(most=8)
+    made.followers.learn([0, 1, 2, 3] * 9, 0)
+    made.begin(start)
+    guess, chances = made.propose(limit, 0.0, forced)
+    first = min(len(forced), limit, 8)
+
+    assert guess[:first] == forced[:first]
+    assert chances[:first] == [1.0] * first
+    assert len(guess) == len(chances) <= min(limit, 8)
+    assert all(LEAST_CHANCE <= chance <= 1.0 for chance in chances)
+
+
+def test_what_other_turns_read_and_wrote_is_known_too():
+    """A context is known from any turn's prompt or answer, its last follower counts, and the memory is bounded."""
+    followers = Followers()
+    reading, writing = (Drafter(most=8, followers=followers) for _ in range(2))
+    prompt = [7, 8, 9, 1, 2, 3]
+    reading.read(prompt, 0, 4)
+    reading.read(prompt, 4, 6)
+    writing.begin([5, 7, 8])
+    assert writing.propose(8, 0.0)[0][:4] == [9, 1, 2, 3]
+    for token in (4, 4, 7, 8):
+        writing.add(token)
+    assert writing.propose(8, 0.0)[0][:3] == [4, 4, 7]
+    for number in range(6):
+        followers.learn(range(number * KNOWN, (number + 1) * KNOWN), 0)
+    assert len(followers._young) + len(followers._old) <= (2 * len(ORDERS) + 2) * KNOWN
 
 
 @given(
@@ -144,3 +140,21 @@ def test_copying_takes_few_forwards(temperature):
     assert guessing.forwards <= plain.forwards / 5
     assert usage.accepted_tokens >= 0.9 * usage.drafted_tokens
     assert usage.computed_tokens == len(prompt) + len(found.ids) - 1 + usage.drafted_tokens - usage.accepted_tokens
+
+
+def test_guesses_that_do_not_pay_are_not_tried():
+    """Where a token more costs a step as much as a step of its own, nothing is guessed."""
+
+    class Linear(StepCost):
+        """As much for every token."""
+
+        def of(self, tokens):
+            return float(tokens)
+
+    text = [number * 7 % 31 for number in range(90)]
+    asked = ask([*text, 40, 41, *text[:4]], most=40, drafts=8)
+    model = HashModel(vocab=50, next_token=lambda context: text[(len(context) - 92) % 90])
+    run(schedule(model, cost=Linear()), asked)
+
+    assert asked.end.usage.drafted_tokens == 0
+    assert asked.ids == tuple(text[4:44])

@@ -9,6 +9,7 @@ from k2core.engine.memory import MemoryPlan
 from k2core.engine.prefix import PrefixTree
 from k2core.engine.sampler import Sampler
 from k2core.engine.scheduler import Scheduler
+from k2core.engine.step_cost import StepCost
 from k2core.engine.turn import Turn
 from k2core.interfaces import GenerateOptions
 from k2core.messages import Message, TurnEnd
@@ -70,8 +71,17 @@ def ask(prompt, *, most=8, drafts=0, seed=0, temperature=0.0, stop=()):
     return asked
 
 
+class Flat(StepCost):
+    """Every step costs the same, so every guess is tried, however fast the machine."""
+
+    def of(self, tokens):
+        """One."""
+        return 1.0
+
+
 def schedule(model, *, context=4096, blocks=None, **options):
-    """A scheduler over *model*; *blocks* bounds its cache."""
+    """A scheduler over *model*; *blocks* bounds its cache. All guesses are tried unless *cost* says something else."""
+    options = {"cost": Flat(), **options}
     memory = model.memory()
     limit = None if blocks is None else blocks * memory.block_tokens * memory.bytes_per_token
     plan = MemoryPlan.of(memory, context, limit)
