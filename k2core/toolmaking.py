@@ -90,7 +90,8 @@ def check_tool(candidate: object) -> Tool:
             "pure, read, idempotent, reversible, external"
         )
     try:
-        jsonschema.Draft202012Validator.check_schema(candidate.parameters)
+        kind = jsonschema.Draft202012Validator
+        kind.check_schema(candidate.parameters, kind.FORMAT_CHECKER)  # which reads patterns, too
     except jsonschema.SchemaError as error:
         raise PluginError(
             f"cannot register tool '{candidate.name}': its parameters are no JSON Schema: {error.message}"

@@ -7,7 +7,7 @@ as are worth their rows. A guess never changes what is sampled: every position i
 random number, and the first token that differs ends the guess.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from attrs import define, field
 
@@ -47,16 +47,18 @@ class Followers:
         if len(young) > KNOWN:
             self._young, self._old = {}, young
 
-    def after(self, text: list[int], count: int, least: float) -> Iterator[tuple[int, float, int]]:
-        """What may follow a text: tokens, each with the chance that all so far are right, and its kind for `tried`.
+    def after(self, text: list[int], count: int, least: float) -> tuple[list[float], list[int]]:
+        """Append to a text what may follow it; returns how likely all up to each such token are right, and the kinds of guess.
 
         Args:
-            text: a list of its own; what is guessed is appended to it.
+            text: it grows by the guesses.
             count: tokens at most.
             least: chance below which there is nothing more to say.
         """
         young, old, chance = self._young, self._old, 1.0
-        for _ in range(count):
+        chances: list[float] = []
+        kinds: list[int] = []
+        while len(kinds) < count:
             for place, order in enumerate(ORDERS):
                 if order <= len(text):
                     key = hash(tuple(text[-order:]))
@@ -67,12 +69,14 @@ class Followers:
                         kind = place * AGREED + known % AGREED
                         break
             else:
-                return
+                break
             chance *= self._right[kind] / self._tried[kind]
             if chance < least:
-                return
+                break
             text.append(known // AGREED)
-            yield text[-1], chance, kind
+            chances.append(chance)
+            kinds.append(kind)
+        return chances, kinds
 
     def tried(self, kind: int, is_right: bool) -> None:
         """A guess of a kind was right or wrong."""
@@ -133,14 +137,12 @@ class Drafter:
         """
         self.learn()
         limit = min(limit, self.most)
-        guess = list(forced[:limit])
-        chances, self._kinds = [1.0] * len(guess), [-1] * len(guess)
-        text = self._text[-ORDERS[0] :] + guess
-        for token, chance, kind in self.followers.after(text, limit - len(guess), max(least, LEAST_CHANCE)):
-            guess.append(token)
-            chances.append(chance)
-            self._kinds.append(kind)
-        return guess, chances
+        first = forced[:limit]
+        text = [*self._text[-ORDERS[0] :], *first]
+        known = len(text) - len(first)
+        chances, kinds = self.followers.after(text, limit - len(first), max(least, LEAST_CHANCE))
+        self._kinds = [-1] * len(first) + kinds
+        return text[known:], [1.0] * len(first) + chances
 
     def tried(self, guessed: int, right: int) -> None:
         """What became of the first *guessed* tokens of the guess proposed last."""

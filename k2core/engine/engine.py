@@ -31,9 +31,9 @@ from k2core.engine.drafts import Drafter, Followers
 from k2core.engine.fingerprint import fingerprint
 from k2core.engine.grammar import Constraint, Masks
 from k2core.engine.memory import MemoryPlan
+from k2core.engine.options import sampler_of
 from k2core.engine.prefix import PrefixTree
 from k2core.engine.request import Delivery, Request, refuse
-from k2core.engine.sampler import Sampler
 from k2core.engine.scheduler import Scheduler
 from k2core.engine.switch import SwitchReport, judge
 from k2core.engine.turn import Turn
@@ -179,19 +179,16 @@ class EngineModel:
         computed stays for a prompt that shares it, as long as there is room.
 
         Raises:
-            InputError: an option is out of its range, or asks for masks that there are none for.
+            InputError: an option is of the wrong type or out of its range, or asks for masks that there are none for.
             FormatError: the messages cannot be rendered.
             CapacityError: the prompt does not fit into the context; says both sizes.
             K2Error: the model failed, or the engine is closed.
         """
-        sampler = Sampler.of(options)
-        if options.max_tokens < 1:
-            raise InputError(f"max_tokens is {options.max_tokens}, but a turn has at least 1 token")
         request = Request(
             messages=tuple(messages),
             tools=tuple(tools),
             options=options,
-            sampler=sampler,
+            sampler=sampler_of(options),
             loop=asyncio.get_running_loop(),
         )
         self._submit(request)

@@ -16,7 +16,7 @@ import numpy as np
 from attrs import field, frozen
 
 from k2core.errors import InputError, K2Error
-from k2core.interfaces import Array, GenerateOptions
+from k2core.interfaces import Array
 
 # A nucleus is looked for among tokens at least so probable relative to the best: sorting a whole vocabulary is slow, and
 # the last floor leaves out only what float64 calls zero.
@@ -47,21 +47,6 @@ class Sampler:
     min_p: float = field(default=0.0, validator=_validate)
     seed: int = 0
     path: int = 0
-
-    @classmethod
-    def of(cls, options: GenerateOptions) -> "Sampler":
-        """The sampler that *options* ask for.
-
-        Raises:
-            InputError: a value is out of its range.
-        """
-        return cls(
-            temperature=options.temperature,
-            top_p=options.top_p,
-            min_p=options.min_p,
-            seed=options.seed,
-            path=options.path,
-        )
 
     def sample(self, logits: Array, position: int) -> int:
         """The token that goes to *position* of the sequence.

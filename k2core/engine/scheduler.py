@@ -93,7 +93,10 @@ class Scheduler:
             self._running.remove(turn)
             turn.ended(error)
         self._crowded = False
-        self.prefix.clear()
+        try:
+            self.prefix.clear()
+        except Exception:  # the backend cannot even free: what it holds is lost, and turns to come begin with nothing
+            self.prefix = PrefixTree(model=self.model, most_blocks=self.plan.blocks)
 
     def recent(self) -> LiveSequence | None:
         """The sequence used last, one that runs before others; None where none has a token."""
@@ -289,9 +292,11 @@ class Scheduler:
         self._running.remove(turn)
         self._crowded = False
         assert turn.sequence is not None  # a turn with its place
-        if drop:
-            self.prefix.drop(turn.sequence)
-        else:
-            self.prefix.release(turn.sequence)
-            self.prefix.make_room(self._promised())
-        turn.ended(end)
+        try:
+            if drop:
+                self.prefix.drop(turn.sequence)
+            else:
+                self.prefix.release(turn.sequence)
+                self.prefix.make_room(self._promised())
+        finally:
+            turn.ended(end)

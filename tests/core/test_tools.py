@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from k2core import tool
 from k2core.errors import PluginError, ToolError
 from k2core.interfaces import ToolResult
 from k2core.messages import ToolCall
+from k2core.toolmaking import check_tool
 from k2core.tools import Registry
 
 
@@ -181,6 +183,13 @@ def test_functions_that_no_schema_fits_are_refused() -> None:
     for function, piece in ((no_hint, "no type hint"), (variadic, "variadic"), (odd, "cannot make a tool of 'odd'")):
         with pytest.raises(PluginError, match=piece):
             tool(function)
+
+
+@pytest.mark.parametrize("word", [{"pattern": "(?<n>a"}, {"pattern": "\\p{L}"}, {"type": "odd"}])
+def test_a_schema_that_cannot_be_read_is_refused(word: dict[str, str]) -> None:
+    """Parameters that no call could be checked against are refused when the tool is registered."""
+    with pytest.raises(PluginError, match="'weather': its parameters are no JSON Schema"):
+        check_tool(evolve(weather, parameters={"type": "object", "properties": {"city": word}}))
 
 
 def test_two_tools_of_one_name_are_refused() -> None:

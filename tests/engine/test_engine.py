@@ -307,6 +307,28 @@ def test_a_failing_model_is_told_and_the_engine_goes_on(error):
         assert len(model.live) == len(made.prefix) == 1
 
 
+def test_a_model_that_cannot_free_does_not_stop_the_engine():
+    """Every turn gets an end though the backend fails at everything; once it works again, turns begin with nothing."""
+
+    class Stuck(Failing):
+        stuck = False
+
+        def free(self, handle):
+            if self.stuck:
+                raise RuntimeError("driver gone")
+            super().free(handle)
+
+    model = Stuck(vocab=ByteTokenizer.vocab_size)
+    with engine(model) as made:
+        turn(made, [USER], max_tokens=3)
+        for _ in range(2):
+            model.error, model.stuck = RuntimeError("kernel crashed"), True
+            with pytest.raises(RuntimeError):
+                turn(made, [USER], max_tokens=3)
+        model.stuck = False
+        assert turn(made, [USER], max_tokens=3)[-1].usage.cached_tokens == 0
+
+
 def test_nan_logits_are_one_clear_line():
     """A model whose logits are NaN ends in one line that names the position."""
 
@@ -328,8 +350,9 @@ def test_bad_requests_are_refused_before_anything_is_computed():
 
     model = HashModel(vocab=ByteTokenizer.vocab_size)
     with engine(model) as made:
-        for options in ({"temperature": -1.0}, {"top_p": 2.0}, {"max_tokens": 0}):
-            with pytest.raises(InputError):
+        for options in ({"temperature": -1.0}, {"top_p": 2.0}, {"max_tokens": 0}, {"max_tokens": "5"}, {"min_p": None},
+                        {"seed": 0.5}, {"tool_choice": None}, {"max_reasoning_tokens": "many"}):  # fmt: skip
+            with pytest.raises(InputError, match=next(iter(options))):
                 turn(made, [USER], **options)
         made._format = Strict()
         with pytest.raises(FormatError, match="message 0 is odd"):

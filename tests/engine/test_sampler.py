@@ -10,7 +10,6 @@ from hypothesis.extra import numpy as arrays
 
 from k2core.engine.sampler import Sampler, philox, uniform
 from k2core.errors import InputError, K2Error
-from k2core.interfaces import GenerateOptions
 
 # few distinct values, so that ties are common; -inf forbids
 values = st.one_of(st.integers(-6, 6).map(float), st.floats(-30, 30, width=32), st.just(-math.inf))
@@ -183,4 +182,4 @@ def test_all_forbidden_is_refused():
 def test_options_out_of_range(name, value):
     """An option out of its range is refused with its name and value."""
     with pytest.raises(InputError, match=f"{name} is {value}"):
-        Sampler.of(GenerateOptions(**{name: value}))
+        Sampler(**{name: value})
