@@ -63,7 +63,7 @@ def limit_of(old: LoadedModel, new: LoadedModel, limit: float | None) -> float:
     """The most that logits may differ: *limit*, or what the contract of both models' numerics says.
 
     Raises:
-        InputError: no contract covers the two numerics, and no limit is given; the limit is negative or no number; or their
+        InputError: no contract covers the two numerics, and no limit is given; the limit is no number; or their
             vocabularies differ.
     """
     if old.geometry.vocab_size != new.geometry.vocab_size:
@@ -72,8 +72,8 @@ def limit_of(old: LoadedModel, new: LoadedModel, limit: float | None) -> float:
             "Only the same checkpoint on another backend can go on with a conversation."
         )
     if limit is not None:
-        if not limit >= 0:
-            raise InputError(f"cannot switch within a limit of {limit}: give the largest difference of logits, 0 or more")
+        if np.isnan(limit):
+            raise InputError(f"cannot switch within a limit of {limit}: give the largest difference of logits")
         return limit
     if old.numerics == new.numerics == "exact":
         return EXACT_DELTA

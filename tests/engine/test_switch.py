@@ -123,7 +123,6 @@ def test_what_cannot_be_judged_is_refused_in_one_line():
             (other, {}, InputError, "from numerics 'exact' to 'w4a8'"),
             (HashModel(vocab=ByteTokenizer.vocab_size), {"check": 0}, InputError, "check at least 1"),
             (HashModel(vocab=ByteTokenizer.vocab_size), {"limit": float("nan")}, InputError, "limit of nan"),
-            (HashModel(vocab=ByteTokenizer.vocab_size), {"limit": -1}, InputError, "limit of -1"),
             (HashModel(vocab=ByteTokenizer.vocab_size, free_bytes=10), {}, CapacityError, "context of 100000 tokens"),
         ):
             with pytest.raises(error, match=said):
