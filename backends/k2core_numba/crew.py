@@ -62,7 +62,7 @@ class Crew:
                 self._core = -1
 
     def wake(self, helpers: int) -> None:
-        """Wake helpers for a job that will be published soon; they look for it for about 100 us."""
+        """Wake helpers for a job that will be published soon; they look for it for about 300 us."""
         core = self._kernels.wake(self.board, min(helpers, len(self._threads)))
         if core != self._core:
             self._core = core

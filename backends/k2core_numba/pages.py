@@ -189,5 +189,4 @@ class PageStore:
         block, last = used // LANES, -(-end // LANES)
         if block < last:
             page.values[:, block, :, used % LANES : end - block * LANES] = 0
-        if last > block + 1:
             page.values[:, block + 1 : last] = 0

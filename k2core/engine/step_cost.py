@@ -1,6 +1,7 @@
 """How long a forward of so many tokens takes, and how many guesses are worth their rows at that price."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 from attrs import define, field
 
@@ -57,10 +58,11 @@ def worthwhile(chances: Sequence[Sequence[float]], cost: StepCost, most: int) ->
         cost: of the step.
         most: guesses of all turns together.
     """
-    ranked = sorted((-chance, turn) for turn, own in enumerate(chances) for chance in own)[:most]
+    offered = [(chance, turn) for turn, own in enumerate(chances) for chance in own]
+    ranked = sorted(offered, key=itemgetter(0), reverse=True)[:most]
     expected, best, count = float(len(chances)), len(chances) / cost.of(len(chances)), 0
     for place, (chance, _) in enumerate(ranked, 1):
-        expected -= chance
+        expected += chance
         rate = expected / cost.of(len(chances) + place)
         if rate > best:
             best, count = rate, place

@@ -27,7 +27,7 @@ from k2core_kernels.numba.options import kernel, none, size
 LINE = 64  # bytes of a cache line; places on the board are in bytes
 LEFT, DONE, PIECES, JOB, POST, WAIT, YIELD, CORE, HELPERS = 0, 64, 128, 136, 144, 152, 160, 168, 192
 HELPER = 2 * LINE
-LOOKS = 9000  # at the board before a helper sleeps, about 100 us: longer than a forward takes to begin once it was announced
+LOOKS = 9000  # at the board before a helper sleeps, about 300 us: as long as a step without it and what follows take
 PATIENCE = 1000  # looks at a word before a thread lets others have its core
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
