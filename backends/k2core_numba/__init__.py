@@ -3,9 +3,10 @@
 backend    probe and load                      model      the loaded model: sequences, forward
 weights    checkpoint -> arrays and addresses  pages      the latent cache, shared between forks
 packing    layouts of matrices                 job        what a compiled forward reads
-rotations  cosines and sines of positions      workspace  what it writes into
-runtime    compiling, its cache, the one lock  crew       threads that help
-memory     what the machine can still give     moe        the seam of the experts
+runtime    compiling, its cache, the one lock  workspace  what it writes into
+moe, seam  the seam of the experts             crew       threads that help
+experts    lent or their own: expert_layout,   layered    a forward with experts elsewhere
+           expert_cache
 """
 
 from collections.abc import Callable

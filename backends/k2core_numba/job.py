@@ -6,9 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from k2core.errors import CapacityError
+from k2core.model.rotations import Rotations
 from k2core_numba.crew import MOST, crew
 from k2core_numba.packing import LINE, aligned_zeros, round_up
-from k2core_numba.rotations import Rotations
 from k2core_numba.runtime import kernels
 from k2core_numba.weights import Weights
 from k2core_numba.workspace import offsets
@@ -68,6 +68,12 @@ class Job:
             THREADS=min(threads, MOST + 1),
             BY_TOKENS=by_tokens,
         )
+
+    def area(self, name: str, size: int) -> NDArray[np.float32]:
+        """The first *size* values of an array of the first piece's workspace, until the next `prepare`."""
+        place = kernels("layers").Workspace._fields.index(name)
+        start = int(self._offsets[place])
+        return self._memory[start : start + 4 * size].view(np.float32)
 
     def _write(self, **values: int) -> None:
         for name, value in values.items():

@@ -4,55 +4,26 @@ from collections.abc import Mapping, Sequence
 
 import numba
 import numpy as np
-from attrs import define, evolve
+from attrs import evolve
 from numpy.typing import NDArray
 
-from k2core.errors import CapacityError, K2Error
-from k2core.interfaces import CacheMemory, Numerics, Routing, SequenceInput, Step, Want
+from k2core.errors import K2Error
+from k2core.interfaces import CacheMemory, Numerics, RoutedExperts, Routing, SequenceInput, Step, Want
+from k2core.model.free_memory import free_bytes
+from k2core.model.rotations import Rotations
+from k2core.model.sequences import Batch, Sequences
 from k2core_numba.crew import crew
 from k2core_numba.job import Job
-from k2core_numba.memory import free_bytes
+from k2core_numba.layered import LayeredForward
 from k2core_numba.moe import NumbaMoE
 from k2core_numba.packing import round_up
 from k2core_numba.pages import PageStore
 from k2core_numba.pages import Sequence as CachedSequence
-from k2core_numba.rotations import Rotations
 from k2core_numba.runtime import LOCK, kernels, portable, use_threads
 from k2core_numba.weights import Weights
 
 CHUNK = 256  # tokens of one compiled call; bits do not depend on it
 CACHED_BYTES = 32 << 20  # of weights that every core can read from a cache, its own or one that several have together
-
-
-@define(eq=False)
-class _Batch:
-    """A checked batch.
-
-    Attributes:
-        sequences, counts: its sequences, and how many new tokens each gets.
-        ids: all new tokens.
-        rows: places in *ids* that get a row of logits.
-        longest: positions that the longest sequence will have.
-    """
-
-    sequences: list[CachedSequence]
-    counts: list[int]
-    ids: list[int]
-    rows: list[int]
-    longest: int
-
-    def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Of all new tokens: ids, addresses of the sequences' page tables, and positions."""
-        ids = np.array(self.ids, np.int64)
-        if len(self.sequences) == 1:
-            start = self.sequences[0].length
-            return ids, np.full(len(ids), self.sequences[0].table_address, np.int64), np.arange(start, start + len(ids))
-        addresses = np.array([sequence.table_address for sequence in self.sequences], np.int64)
-        starts = [sequence.length for sequence in self.sequences]
-        if len(ids) == len(starts):  # one each: decoding
-            return ids, addresses, np.array(starts, np.int64)
-        runs = [np.arange(start, start + count) for start, count in zip(starts, self.counts, strict=True)]
-        return ids, np.repeat(addresses, self.counts), np.concatenate(runs)
 
 
 class NumbaModel:
@@ -67,20 +38,27 @@ class NumbaModel:
     batch_invariant = True
     fork_is_shared = True
 
-    def __init__(self, weights: Weights, *, threads: int = 1) -> None:
+    def __init__(self, weights: Weights, *, threads: int = 1, routed: RoutedExperts | None = None) -> None:
+        """A model.
+
+        Args:
+            weights: with routed experts where *routed* is None.
+            threads: see above.
+            routed: where the routed experts lie instead; the model closes them.
+        """
         geometry = weights.geometry
         self.geometry = geometry
         self.threads = threads
         self._weights: Weights | None = weights
         self._kernels, self._crew = kernels(), crew()
-        self.by_tokens = self._crew is not None and weights.size_bytes <= CACHED_BYTES
+        self.by_tokens = self._crew is not None and weights.size_bytes <= CACHED_BYTES and routed is None
         self._rotations = Rotations(geometry)
         self._job = Job(weights, self._rotations)
-        self.moe = NumbaMoE(weights, self._rotations, threads=threads)
+        self.moe = NumbaMoE(weights, self._rotations, threads=threads, routed=routed)
+        self._layered = None if routed is None else LayeredForward(self._job, geometry, routed)
         page = kernels("mla_attention").PAGE
         self._store = PageStore(geometry.num_hidden_layers, geometry.cache_values_per_layer, page)
-        self._sequences: dict[int, CachedSequence] = {}
-        self._next = 1
+        self._sequences: Sequences[CachedSequence] = Sequences(geometry)
 
     def new_sequence(self) -> int:
         """An empty sequence's handle."""
@@ -93,32 +71,29 @@ class NumbaModel:
             K2Error: nothing to do, an unknown handle, an id outside the vocabulary, an empty input, more rows than tokens, the
                 same handle twice, or a sequence that would outgrow the model's positions; nothing has changed then.
             CapacityError: no memory for the cache or for the work; nothing has changed then.
+            CheckpointError: an expert that is read now is damaged; nothing has changed then.
         """
         self._open()
         threads = self._gather(batch)
-        new = self._check(batch, want)
+        new = self._sequences.check(batch, want)
         total = len(new.ids)
         self._job.prepare(min(total, CHUNK), threads, by_tokens=self.by_tokens)
         self._rotations.reach(new.longest)
         self._store.reserve(zip(new.sequences, new.counts, strict=True))
-        arrays, rows = new.arrays(), np.array(range(total) if want.hidden else new.rows, np.int64)
-        if total <= CHUNK:
-            step = self._chunk(*arrays, rows, want, has_logits=bool(new.rows))
-        else:
-            parts = []
-            for start in range(0, total, CHUNK):
-                cut = slice(start, start + CHUNK)
-                wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + CHUNK)] - start
-                ids, tables, positions = (array[cut] for array in arrays)
-                parts.append(self._chunk(ids, tables, positions, wanted, want, has_logits=bool(new.rows)))
-            step = _joined(parts, want)
+        arrays, rows = _arrays(new), np.array(range(total) if want.hidden else new.rows, np.int64)
         for sequence, count in zip(new.sequences, new.counts, strict=True):
             sequence.length += count
+        try:
+            step = self._run(*arrays, rows, want, has_logits=bool(new.rows))
+        except BaseException:  # experts that are read late, or another backend's, may fail behind layers that have written
+            for sequence, count in zip(new.sequences, new.counts, strict=True):
+                self._store.truncate(sequence, sequence.length - count)
+            raise
         return evolve(step, logits=step.logits[new.rows]) if want.hidden and new.rows else step
 
     def length(self, handle: int) -> int:
         """Tokens in the sequence's cache."""
-        return self._sequence(handle).length
+        return self._live().get(handle).length
 
     def fork(self, handle: int, length: int) -> int:
         """A new sequence that shares the memory of the first *length* tokens until either writes there.
@@ -126,7 +101,7 @@ class NumbaModel:
         Raises:
             K2Error: an unknown handle, or *length* is negative or more than the sequence has.
         """
-        return self._add(self._store.fork(self._cut(handle, length, "fork"), length))
+        return self._add(self._store.fork(self._live().cut(handle, length, "fork"), length))
 
     def truncate(self, handle: int, length: int) -> None:
         """Forget everything after the first *length* tokens, as if never seen.
@@ -134,7 +109,7 @@ class NumbaModel:
         Raises:
             K2Error: an unknown handle, or *length* is negative or more than the sequence has.
         """
-        self._store.truncate(self._cut(handle, length, "truncate"), length)
+        self._store.truncate(self._live().cut(handle, length, "truncate"), length)
 
     def free(self, handle: int) -> None:
         """Give the sequence's memory back; the handle is invalid afterwards.
@@ -142,8 +117,8 @@ class NumbaModel:
         Raises:
             K2Error: an unknown handle.
         """
-        self._store.truncate(self._sequence(handle), 0)
-        del self._sequences[handle]
+        self._store.truncate(self._live().get(handle), 0)
+        del self._sequences.live[handle]
 
     def bytes_of(self, handle: int) -> int:
         """Cache bytes that only this sequence holds.
@@ -151,7 +126,7 @@ class NumbaModel:
         Raises:
             K2Error: an unknown handle.
         """
-        return self._store.own_bytes(self._sequence(handle))
+        return self._store.own_bytes(self._live().get(handle))
 
     def used_blocks(self) -> int:
         """Pages of live sequences; one that several share counts once."""
@@ -170,6 +145,7 @@ class NumbaModel:
         """What a report should name."""
         weights = self._open()
         return {
+            **self.moe.info(),
             "backend": "numba",
             "numerics": self.numerics,
             "kernel_path": "portable" if portable() else "native",
@@ -181,7 +157,7 @@ class NumbaModel:
 
     def close(self) -> None:
         """Give everything back; the model is unusable afterwards. Closing twice is fine."""
-        for handle in list(self._sequences):
+        for handle in list(self._sequences.live):
             self.free(handle)
         self._weights = None
         self.moe.close()
@@ -191,25 +167,13 @@ class NumbaModel:
             raise K2Error("cannot run a model that was closed. Load the checkpoint again.")
         return self._weights
 
+    def _live(self) -> Sequences[CachedSequence]:
+        self._open()
+        return self._sequences
+
     def _add(self, sequence: CachedSequence) -> int:
         self._open()
-        handle = self._next
-        self._sequences[handle] = sequence
-        self._next += 1
-        return handle
-
-    def _sequence(self, handle: int) -> CachedSequence:
-        self._open()
-        sequence = self._sequences.get(handle)
-        if sequence is None:
-            raise K2Error(f"no sequence with handle {handle}: it was freed or never made ({len(self._sequences)} are live)")
-        return sequence
-
-    def _cut(self, handle: int, length: int, what: str) -> CachedSequence:
-        sequence = self._sequence(handle)
-        if not 0 <= length <= sequence.length:
-            raise K2Error(f"cannot {what} sequence {handle} at {length}: it has {sequence.length} tokens")
-        return sequence
+        return self._sequences.add(sequence)
 
     def _gather(self, batch: Sequence[SequenceInput]) -> int:
         """Wake who will help, while the forward is prepared; returns how many threads there are to use."""
@@ -221,48 +185,25 @@ class NumbaModel:
             self._crew.wake(most - 1)
         return self.threads
 
-    def _check(self, batch: Sequence[SequenceInput], want: Want) -> _Batch:
-        if not batch:
-            raise K2Error("forward: the batch is empty. Give at least one sequence with new tokens.")
-        if len({item.handle for item in batch}) < len(batch):
-            raise K2Error("forward: a handle occurs twice in the batch. Join its tokens into one input.")
-        most, longest = self.geometry.max_position_embeddings, 0
-        sequences: list[CachedSequence] = []
-        counts: list[int] = []
-        ids: list[int] = []
-        places: list[int] = []
-        for item in batch:
-            handle, rows, token_ids = item.handle, item.rows, item.token_ids
-            sequence, count = self._sequences.get(handle) or self._sequence(handle), len(token_ids)
-            if not count:
-                raise K2Error(f"forward: sequence {handle} has no new tokens. Give at least one.")
-            if rows is None:
-                rows = count if want.logits == "all" else int(want.logits == "last")
-            elif not 0 <= rows <= count:
-                raise K2Error(
-                    f"forward: {rows} rows of sequence {handle} are asked for, its {count} new tokens have from 0 to as many"
-                )
-            after = sequence.length + count
-            if after > most:
-                raise CapacityError(f"forward: sequence {handle} would have {after} tokens, the model has {most} positions")
-            if after > longest:
-                longest = after
-            sequences.append(sequence)
-            counts.append(count)
-            ids.extend(token_ids)
-            end = len(ids)
-            places += range(end - rows, end)
-        if min(ids) < 0 or max(ids) >= self.geometry.vocab_size:
-            self._refuse(batch)
-        return _Batch(sequences, counts, ids, places, longest)
-
-    def _refuse(self, batch: Sequence[SequenceInput]) -> None:
-        """Name the token id that is wrong."""
-        vocab = self.geometry.vocab_size
-        for item in batch:
-            for token in item.token_ids:
-                if not 0 <= token < vocab:
-                    raise K2Error(f"forward: token id {token} of sequence {item.handle} is outside the vocabulary of {vocab}")
+    def _run(
+        self,
+        ids: NDArray[np.int64],
+        tables: NDArray[np.int64],
+        positions: NDArray[np.int64],
+        rows: NDArray[np.int64],
+        want: Want,
+        *,
+        has_logits: bool,
+    ) -> Step:
+        """All tokens, a chunk at a time."""
+        if len(ids) <= CHUNK:
+            return self._chunk(ids, tables, positions, rows, want, has_logits=has_logits)
+        parts = []
+        for start in range(0, len(ids), CHUNK):
+            cut = slice(start, start + CHUNK)
+            wanted = rows[np.searchsorted(rows, start) : np.searchsorted(rows, start + CHUNK)] - start
+            parts.append(self._chunk(ids[cut], tables[cut], positions[cut], wanted, want, has_logits=has_logits))
+        return _joined(parts, want)
 
     def _chunk(
         self,
@@ -279,11 +220,12 @@ class NumbaModel:
         layers = len(geometry.moe_layers)
         final, logits = np.empty((wanted, hidden), np.float32), np.empty((wanted if has_logits else 0, vocab), np.float32)
         chosen, shares = np.empty((layers, count, top_k), np.int32), np.empty((layers, count, top_k), np.float32)
-        with LOCK:
-            self._kernels.forward(
-                self._job.words, ids, tables, positions, rows, final.reshape(-1), logits.reshape(-1), chosen.reshape(-1),
-                shares.reshape(-1),
-            )  # fmt: skip
+        given = (ids, tables, positions, rows, final.reshape(-1), logits.reshape(-1))
+        if self._layered is not None:
+            self._layered.run(*given, chosen, shares)
+        else:
+            with LOCK:
+                self._kernels.forward(self._job.words, *given, chosen.reshape(-1), shares.reshape(-1))
         return Step(
             logits=logits[:, : geometry.vocab_size],
             routing=tuple(Routing(expert_ids=i, weights=w) for i, w in zip(chosen, shares, strict=True))
@@ -309,3 +251,17 @@ def _joined(parts: list[Step], want: Want) -> Step:
         routing=routing,
         hidden=np.concatenate([part.hidden for part in parts]) if want.hidden else None,
     )
+
+
+def _arrays(new: Batch[CachedSequence]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of all new tokens: ids, addresses of the sequences' page tables, and positions."""
+    ids = np.array(new.ids, np.int64)
+    if len(new.sequences) == 1:
+        start = new.sequences[0].length
+        return ids, np.full(len(ids), new.sequences[0].table_address, np.int64), np.arange(start, start + len(ids))
+    addresses = np.array([sequence.table_address for sequence in new.sequences], np.int64)
+    starts = [sequence.length for sequence in new.sequences]
+    if len(ids) == len(starts):  # one each: decoding
+        return ids, addresses, np.array(starts, np.int64)
+    runs = [np.arange(start, start + count) for start, count in zip(starts, new.counts, strict=True)]
+    return ids, np.repeat(addresses, new.counts), np.concatenate(runs)

@@ -1,25 +1,35 @@
 """The seam of the experts: `k2core.interfaces.MoEForward` on the kernels that the whole forward uses, with the same bits."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from k2core.errors import K2Error, ShapeError
-from k2core.interfaces import Routing
+from k2core.errors import K2Error
+from k2core.interfaces import RoutedExperts, Routing
+from k2core.model.rotations import Rotations
 from k2core_numba.job import Job
 from k2core_numba.packing import round_up
-from k2core_numba.rotations import Rotations
 from k2core_numba.runtime import LOCK, kernels, use_threads
+from k2core_numba.seam import padded, routing_of, states_of, sum_of
 from k2core_numba.weights import Weights
 
 
 class NumbaMoE:
     """Routing and experts of every MoE layer of one model."""
 
-    def __init__(self, weights: Weights, rotations: Rotations, *, threads: int) -> None:
+    def __init__(self, weights: Weights, rotations: Rotations, *, threads: int, routed: RoutedExperts | None = None) -> None:
+        """A seam.
+
+        Args:
+            weights: of the model; with experts where *routed* is None.
+            rotations: of the model.
+            threads: that may help.
+            routed: where the routed experts lie instead.
+        """
         self._weights: Weights | None = weights
-        self._threads, self._kernels = threads, kernels()
+        self._routed, self._threads, self._kernels = routed, threads, kernels()
         self._job = Job(weights, rotations)
 
     def route(self, layer: int, x: Any) -> Routing:
@@ -30,7 +40,7 @@ class NumbaMoE:
             x: (tokens, hidden) float32; unchanged.
 
         Raises:
-            K2Error: the layer has no experts.
+            K2Error: the layer has no experts, or the model is closed.
             ShapeError: x is not (tokens, hidden).
         """
         weights, flat, tokens = self._prepare(layer, x)
@@ -44,19 +54,14 @@ class NumbaMoE:
         """Weighted sum of the chosen experts, without the shared expert: (tokens, hidden) float32.
 
         Raises:
-            K2Error: the layer has no experts, or an expert's id does not exist.
+            K2Error: the layer has no experts, an expert's id does not exist, or the model is closed.
             ShapeError: x is not (tokens, hidden), or the routing is not (tokens, top_k).
         """
         weights, flat, tokens = self._prepare(layer, x)
-        ids = np.array(routing.expert_ids, np.int32)
-        shares = np.array(routing.weights, np.float32)
-        expected = (tokens, weights.sizes.top_k)
-        if ids.shape != expected or shares.shape != expected:
-            raise ShapeError(f"moe_experts: routing has {ids.shape} ids and {shares.shape} weights, expected {expected}")
-        if tokens and (ids.min() < 0 or ids.max() >= weights.sizes.experts):
-            raise K2Error(
-                f"moe_experts: expert ids reach from {ids.min()} to {ids.max()}, layer {layer} has {weights.sizes.experts}"
-            )
+        ids, shares = routing_of(weights.geometry, layer, tokens, routing)
+        if self._routed is not None:
+            given = self._routed.experts(layer, np.array(x, np.float32), Routing(expert_ids=ids, weights=shares))
+            return sum_of(given, tokens, weights.geometry.hidden_size)
         y = np.empty_like(flat)
         with LOCK:
             self._kernels.experts(self._job.words, layer, flat, tokens, ids.reshape(-1), shares.reshape(-1), y)
@@ -71,26 +76,26 @@ class NumbaMoE:
             self._kernels.shared_expert(self._job.words, layer, flat, tokens, y)
         return self._rows(y, weights) + routed
 
+    def info(self) -> Mapping[str, str]:
+        """Where the routed experts lie."""
+        if self._routed is None:
+            return {"backend": "numba"}
+        told = self._routed.info()
+        return {**told, "experts": told.get("backend", "another")}
+
     def close(self) -> None:
-        """Let go of the weights."""
+        """Let go of the weights; experts that lie elsewhere are closed."""
         self._weights = None
+        if self._routed is not None:
+            self._routed.close()
 
     def _prepare(self, layer: int, x: Any) -> tuple[Weights, NDArray[np.float32], int]:
         """The weights, x as padded rows one after another, and how many."""
         if self._weights is None:
             raise K2Error("cannot run a model that was closed. Load the checkpoint again.")
-        geometry = self._weights.geometry
-        if layer not in geometry.moe_layers:
-            raise K2Error(
-                f"layer {layer} has no experts; layers {geometry.moe_layers.start} to {geometry.moe_layers.stop - 1} have"
-            )
-        values = np.asarray(x)
-        if values.ndim != 2 or values.shape[1] != geometry.hidden_size:
-            raise ShapeError(f"moe: x is {values.shape}, expected (tokens, {geometry.hidden_size})")
-        padded = np.zeros((len(values), round_up(geometry.hidden_size)), np.float32)
-        padded[:, : geometry.hidden_size] = values
-        self._job.prepare(max(1, len(values)), use_threads(self._threads), by_tokens=False)
-        return self._weights, padded.reshape(-1), len(values)
+        states = states_of(self._weights.geometry, layer, x)
+        self._job.prepare(max(1, len(states)), use_threads(self._threads), by_tokens=False)
+        return self._weights, padded(states).reshape(-1), len(states)
 
     def _rows(self, flat: NDArray[np.float32], weights: Weights) -> NDArray[np.float32]:
         return flat.reshape(-1, round_up(weights.sizes.hidden))[:, : weights.sizes.hidden].copy()

@@ -31,7 +31,7 @@ if hasattr(os, "register_at_fork"):  # who forks this process must not inherit a
 numba_config: Any = config  # its settings are made at run time
 PORTABLE = "K2CORE_NUMBA_PORTABLE"
 PACKAGE = "k2core_kernels.numba"
-ENTRY_POINTS = ("forward", "serve", "wake", "route", "experts", "shared_expert")
+ENTRY_POINTS = ("forward", "resume", "serve", "wake", "route", "experts", "shared_expert")
 COMPLETE = "complete"  # a file in the cache folder: every kernel was compiled
 _folders: list[Path] = []  # the cache folder of this process, once kernels were imported
 log = structlog.get_logger()

@@ -1,8 +1,8 @@
 """A checkpoint's tensors as arrays in the kernels' layouts, and the table of their addresses."""
 
+from collections.abc import Iterator
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from attrs import field, frozen
 from numpy.typing import NDArray
@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from k2core.errors import CheckpointError
 from k2core.model.checkpoint import Checkpoint
 from k2core.model.config import Geometry
-from k2core.model.int4 import PackedMatrix
-from k2core.model.layout import PROJECTIONS
-from k2core_numba.packing import LINE, aligned_zeros, round_up, tile_int4, tile_plain, tile_scales
+from k2core.model.finite import require_finite
+from k2core_numba.expert_layout import empty_slots, read_expert
+from k2core_numba.packing import LINE, TILE, aligned_zeros, bfloat16_bits, round_up, tile_plain
 from k2core_numba.runtime import kernels
+
+PIECE = 8 << 20  # bytes of a matrix that are copied in one go
 
 
 @frozen(kw_only=True)
@@ -40,32 +42,33 @@ class Weights:
         return sum(array.nbytes for array in self.arrays)
 
 
-def read_weights(checkpoint: Checkpoint) -> Weights:
-    """Read and lay out all weights.
+def read_weights(checkpoint: Checkpoint, *, experts: bool = True) -> Weights:
+    """Read and lay out all weights; mapped pages are given back as soon as they are copied.
+
+    Args:
+        checkpoint: with INT4 experts.
+        experts: whether routed experts are read, too.
 
     Raises:
         CheckpointError: a tensor is missing, has another shape, is not finite, or cannot be kept exactly; names it.
     """
-    return _Reader(checkpoint).read()
+    return _Reader(checkpoint, experts=experts).read()
 
 
 class _Reader:
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, *, experts: bool) -> None:
         self.checkpoint, self.geometry, self.columns = checkpoint, checkpoint.geometry, kernels("layers")
+        self.with_experts = experts
         geometry = self.geometry
-        if geometry.moe_layers and not checkpoint.experts_are_packed:
-            raise CheckpointError(
-                f"cannot load {checkpoint.folder}: its experts are not INT4. The numba backend needs pack-quantized experts."
-            )
         self.addresses = np.zeros((geometry.num_hidden_layers + 1, self.columns.COLUMNS), np.int64)
         self.arrays: list[NDArray[Any]] = []
 
     def read(self) -> Weights:
         geometry, columns = self.geometry, self.columns
         outer = geometry.num_hidden_layers
-        table = self.bits("model.embed_tokens.weight", (geometry.vocab_size, geometry.hidden_size))
-        padded = np.zeros((geometry.vocab_size, round_up(geometry.hidden_size)), np.uint16)
-        padded[:, : geometry.hidden_size] = table
+        padded = aligned_zeros((geometry.vocab_size, round_up(geometry.hidden_size)), np.uint16)
+        for rows, bits in self.pieces("model.embed_tokens.weight", (geometry.vocab_size, geometry.hidden_size)):
+            padded[rows, : geometry.hidden_size] = bits
         self.keep(outer, columns.EMBEDDING, padded)
         self.vector(outer, columns.FINAL_NORM, "model.norm.weight", geometry.hidden_size)
         self.matrix(outer, columns.HEAD, "lm_head.weight", (geometry.vocab_size, geometry.hidden_size))
@@ -77,7 +80,7 @@ class _Reader:
                 self.mlp(layer, f"model.layers.{layer}.mlp", geometry.intermediate_size)
         return Weights(
             geometry=geometry,
-            sizes=_sizes(geometry, columns),
+            sizes=sizes_of(geometry),
             constants=_constants(geometry, columns),
             addresses=self.addresses,
             arrays=tuple(self.arrays),
@@ -99,6 +102,7 @@ class _Reader:
         expand = self.bits(f"{prefix}.kv_b_proj.weight", (heads * (nope + value), rank)).reshape(heads, nope + value, rank)
         self.keep(layer, columns.ABSORB, np.concatenate([tile_plain(head[:nope].T) for head in expand]))
         self.keep(layer, columns.VALUE, np.concatenate([tile_plain(head[nope:]) for head in expand]))
+        self.checkpoint.give_back(f"{prefix}.kv_b_proj.weight")
 
     def mlp(self, layer: int, prefix: str, inner: int) -> None:
         hidden, columns = self.geometry.hidden_size, self.columns
@@ -108,31 +112,17 @@ class _Reader:
 
     def experts(self, layer: int, prefix: str) -> None:
         geometry, columns = self.geometry, self.columns
-        hidden, inner, count = geometry.hidden_size, geometry.moe_intermediate_size, geometry.n_routed_experts
+        hidden, count = geometry.hidden_size, geometry.n_routed_experts
         self.matrix(layer, columns.ROUTER, f"{prefix}.gate.weight", (count, hidden))
         self.vector(layer, columns.ROUTER_BIAS, f"{prefix}.gate.e_score_correction_bias", count)
         self.mlp(layer, f"{prefix}.shared_experts", geometry.shared_intermediate_size)
-        places = (
-            (columns.EXPERT_GATE, columns.EXPERT_GATE_SCALE, (inner, hidden)),
-            (columns.EXPERT_UP, columns.EXPERT_UP_SCALE, (inner, hidden)),
-            (columns.EXPERT_DOWN, columns.EXPERT_DOWN_SCALE, (hidden, inner)),
-        )
-        for projection, (words_column, scale_column, shape) in zip(PROJECTIONS, places, strict=True):
-            words: NDArray[np.uint32] | None = None
-            for expert in range(count):
-                matrix = self.checkpoint.expert(layer, expert, projection)
-                name = f"{prefix}.experts.{expert}.{projection}"
-                assert isinstance(matrix, PackedMatrix)  # the checkpoint says that all are packed
-                if matrix.shape != shape:
-                    raise CheckpointError(f"cannot load {name}: its shape is {matrix.shape}, config.json says {shape}")
-                tiles = tile_int4(matrix.packed)
-                scale = tile_scales(_bfloat16_bits(matrix.scale, f"{name}.weight_scale"))
-                if words is None:  # one array for all experts; experts are never held twice
-                    words, scales = aligned_zeros((count, tiles.size), np.uint32), aligned_zeros((count, scale.size), np.uint16)
-                words[expert], scales[expert] = tiles, scale
-            assert words is not None  # a geometry has at least one expert
-            self.keep(layer, words_column, words)
-            self.keep(layer, scale_column, scales)
+        if not self.with_experts:
+            return
+        slots = empty_slots(self.checkpoint, count)  # one array for all experts; experts are never held twice
+        for expert in range(count):
+            read_expert(self.checkpoint, layer, expert, slots, expert)
+        for column, array in zip(expert_columns(columns), slots, strict=True):
+            self.keep(layer, column, array)
 
     def keep(self, row: int, column: int, array: NDArray[Any]) -> None:
         if array.ctypes.data % LINE:
@@ -143,16 +133,29 @@ class _Reader:
         self.arrays.append(array)
 
     def bits(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint16]:
-        return _bfloat16_bits(self.tensor(name, shape), name)
+        return bfloat16_bits(self.tensor(name, shape), name)
+
+    def pieces(self, name: str, shape: tuple[int, int]) -> Iterator[tuple[slice, NDArray[np.uint16]]]:
+        """Rows of a matrix in pieces of whole tiles, so that neither copies nor mapped pages of it all are held at once."""
+        tensor = self.tensor(name, shape)
+        step = max(TILE, PIECE // (2 * shape[1]) // TILE * TILE)
+        for start in range(0, shape[0], step):
+            rows = slice(start, min(start + step, shape[0]))
+            yield rows, bfloat16_bits(tensor[rows], name)
+            self.checkpoint.give_back(name)
 
     def matrix(self, row: int, column: int, name: str, shape: tuple[int, int]) -> None:
-        self.keep(row, column, tile_plain(self.bits(name, shape)))
+        words = round_up(shape[1], 2) // 2
+        tiled = aligned_zeros((round_up(shape[0]) * words,), np.uint32)
+        for rows, bits in self.pieces(name, shape):
+            tiled[rows.start * words : round_up(rows.stop) * words] = tile_plain(bits)
+        self.keep(row, column, tiled)
 
     def vector(self, row: int, column: int, name: str, size: int) -> None:
         values = np.ascontiguousarray(self.tensor(name, (size,)).astype(np.float32))
-        if not np.isfinite(values).all():
-            raise _not_finite(name)
+        require_finite(values, name)
         self.keep(row, column, values)
+        self.checkpoint.give_back(name)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
         tensor = self.checkpoint.tensor(name)
@@ -161,26 +164,18 @@ class _Reader:
         return tensor
 
 
-def _not_finite(name: str) -> CheckpointError:
-    return CheckpointError(f"cannot load {name}: it holds NaN or infinity. The file is damaged; fetch or export it again.")
+def expert_columns(columns: Any) -> tuple[int, ...]:
+    """Where a layer's row has the addresses of its experts' words and scales, in the order of `Slots`."""
+    return (
+        columns.EXPERT_GATE, columns.EXPERT_GATE_SCALE, columns.EXPERT_UP, columns.EXPERT_UP_SCALE, columns.EXPERT_DOWN,
+        columns.EXPERT_DOWN_SCALE,
+    )  # fmt: skip
 
 
-def _bfloat16_bits(tensor: NDArray[Any], name: str) -> NDArray[np.uint16]:
-    if tensor.dtype == ml_dtypes.bfloat16:
-        bits: NDArray[np.uint16] = np.ascontiguousarray(tensor).view(np.uint16)
-    else:
-        rounded = tensor.astype(ml_dtypes.bfloat16)
-        if not np.array_equal(rounded.astype(np.float64), tensor.astype(np.float64), equal_nan=True):
-            raise CheckpointError(f"cannot load {name}: it is {tensor.dtype} with values that bfloat16 cannot hold exactly")
-        bits = rounded.view(np.uint16)
-    if ((bits & 0x7F80) == 0x7F80).any():  # all exponent bits set
-        raise _not_finite(name)
-    return bits
-
-
-def _sizes(geometry: Geometry, columns: Any) -> Any:
+def sizes_of(geometry: Geometry) -> Any:
+    """`k2core_kernels.numba.layers.Sizes` of a geometry."""
     quantisation = geometry.quantisation
-    return columns.Sizes(
+    return kernels("layers").Sizes(
         layers=geometry.num_hidden_layers,
         dense_layers=geometry.first_k_dense_replace,
         hidden=geometry.hidden_size,

@@ -68,6 +68,11 @@ class Checkpoint:
         checkpoint._check()
         return checkpoint
 
+    @property
+    def files(self) -> Mapping[str, SafetensorsFile]:
+        """The files that tensors lie in, by name."""
+        return self._files
+
     def names(self) -> tuple[str, ...]:
         """Names of all tensors, sorted."""
         return tuple(sorted(self._places))
@@ -113,6 +118,15 @@ class Checkpoint:
         if not is_packed(geometry, name):
             return self.tensor(f"{name}.weight")
         return PackedMatrix(packed=self.tensor(f"{name}.weight_packed"), scale=self.tensor(f"{name}.weight_scale"), shape=shape)
+
+    def give_back(self, name: str) -> None:
+        """Let the system take the mapped pages of a tensor back, once it was copied; views of it stay valid.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        self._entry(name)
+        self._places[name].give_back(name)
 
     @property
     def experts_are_packed(self) -> bool:

@@ -5,6 +5,7 @@ ignore list in which ``re:`` marks a regular expression).
 """
 
 import re
+from typing import Any
 
 from attrs import frozen
 
@@ -68,6 +69,34 @@ def read_quantisation(fields: Fields) -> Quantisation | None:
     for entry in ignore:
         _check_pattern(top, entry)
     return Quantisation(group_size=size, ignore=tuple(ignore))
+
+
+def family_config(group_size: int = 32) -> dict[str, Any]:
+    """The family's ``quantization_config``: routed experts only, INT4, symmetric, in groups.
+
+    Source: MoonshotAI/Kimi-Vendor-Verifier beam/tokenizer/config.json @3dad65a.
+    """
+    weights: dict[str, Any] = {
+        "actorder": None,
+        "block_structure": None,
+        "dynamic": False,
+        "group_size": group_size,
+        "num_bits": 4,
+        "observer": "minmax",
+        "observer_kwargs": {},
+        "strategy": "group",
+        "symmetric": True,
+        "type": "int",
+    }
+    group = {"input_activations": None, "output_activations": None, "targets": ["Linear"], "weights": weights}
+    return {
+        "config_groups": {"group_0": group},
+        "format": "pack-quantized",
+        "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"],
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
 
 
 def _check_pattern(fields: Fields, entry: str) -> None:

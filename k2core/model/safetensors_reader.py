@@ -126,6 +126,18 @@ class SafetensorsFile:
         except KeyError:
             raise CheckpointError(f"{self.path} has no tensor '{short(name)}' among its {len(self.entries)}") from None
 
+    def give_back(self, name: str) -> None:
+        """Let the system take the pages of a tensor back; they are read again where they are needed again.
+
+        Raises:
+            CheckpointError: no such tensor.
+        """
+        entry = self.entry(name)
+        first, last = -(-entry.begin // mmap.PAGESIZE) * mmap.PAGESIZE, entry.end // mmap.PAGESIZE * mmap.PAGESIZE
+        mapped = self._bytes.obj
+        if last > first and isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def chunks(self, size: int = 1 << 20) -> "list[memoryview]":
         """The whole file as views of *size* bytes, for hashing."""
         return [self._bytes[at : at + size] for at in range(0, len(self._bytes), size)]

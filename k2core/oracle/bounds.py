@@ -16,6 +16,7 @@ import numpy as np
 from k2core.oracle.arrays import AnyFloat, Float64, Int64, exact
 from k2core.oracle.linear import linear
 from k2core.oracle.moe_experts import Expert
+from k2core.oracle.rounding import Kind, rounding_error
 from k2core.oracle.swiglu import silu
 
 UNIT = 2.0**-24
@@ -43,11 +44,33 @@ def rms_norm_bound(y: Float64) -> Float64:
     return np.abs(y) * gamma((y.shape[-1] + 3) / 2 + 4)
 
 
-def rope_yarn_bound(x: AnyFloat, multiplier: float = 1.0) -> Float64:
-    """A rotated value is a cos ± b sin: the table's entry, the product and the sum are rounded once each."""
-    values = np.abs(exact(x))
-    both = np.repeat(values[..., 0::2] + values[..., 1::2], 2, axis=-1)
-    return both * gamma(3) * multiplier
+def rms_norm_error(x: AnyFloat, gain: AnyFloat, eps: float, x_error: Float64) -> Float64:
+    """Of the norm of an x that is itself off by at most *x_error*: that error divided by the root r of the mean square, and r's
+    own change, which is at most the root of the mean square of the errors (the triangle inequality); then `rms_norm_bound`."""
+    values = exact(x)
+    root = np.sqrt(np.mean(values * values, axis=-1, keepdims=True) + eps)
+    change = np.sqrt(np.mean(x_error * x_error, axis=-1, keepdims=True)) / root
+    worst = 1 / np.maximum(1 - change, 1e-3)
+    carried = np.abs(exact(gain)) * (x_error + np.abs(values) * change) / root * worst
+    y = exact(gain) * values / root
+    total: Float64 = carried + rms_norm_bound(np.abs(y) + carried)
+    return total
+
+
+def rope_yarn_bound(x: AnyFloat, multiplier: float = 1.0, x_error: AnyFloat | float = 0.0) -> Float64:
+    """A rotated value is a cos ± b sin: the table's entry, the product and the sum are rounded once each.
+
+    Errors of a and b come through whole, at most.
+    """
+    error = np.broadcast_to(np.asarray(x_error, np.float64), np.shape(x))
+    carried, values = _pair_sums(error), _pair_sums(np.abs(exact(x)) + error)
+    return (values * gamma(3) + carried) * multiplier
+
+
+def _pair_sums(values: Float64) -> Float64:
+    """Of each pair (2i, 2i + 1) the sum, at both places."""
+    sums: Float64 = np.repeat(values[..., 0::2] + values[..., 1::2], 2, axis=-1)
+    return sums
 
 
 def sigmoid_error(score: Float64, logit_error: Float64) -> Float64:
@@ -56,7 +79,7 @@ def sigmoid_error(score: Float64, logit_error: Float64) -> Float64:
 
 
 def moe_route_bound(
-    x: AnyFloat, weight: AnyFloat, scores: Float64, chosen: Float64, *, factor: float
+    x: AnyFloat, weight: AnyFloat, scores: Float64, chosen: Float64, *, factor: float, x_error: AnyFloat | float = 0.0
 ) -> tuple[Float64, Float64]:
     """Of the router.
 
@@ -65,38 +88,65 @@ def moe_route_bound(
         scores: (tokens, experts), the oracle's sigmoids.
         chosen: (tokens, top_k), the oracle's weights.
         factor: of the weights.
+        x_error: of x.
 
     Returns:
         (tokens, experts) of the biased scores: two experts closer than the sum of theirs may change places (the bias' sum is
         rounded once more); and (tokens, top_k) of the weights, for the same choice: a quotient of two relatively exact numbers.
     """
-    error = sigmoid_error(scores, linear_bound(x, weight))
+    error = sigmoid_error(scores, linear_bound(x, weight, x_error))
     worst = np.max(error / scores, axis=-1, keepdims=True)
     return error + 2 * UNIT * (scores + 1), np.abs(chosen) * (2 * worst + gamma(chosen.shape[-1] + 4)) + factor * FLUSHED
 
 
-def swiglu_bound(x: AnyFloat, gate: AnyFloat, up: AnyFloat, down: AnyFloat) -> Float64:
-    """Of down(silu(gate x) * up x): errors of the two products through silu's slope and the product, then `linear_bound`."""
+def swiglu_bound(
+    x: AnyFloat, gate: AnyFloat, up: AnyFloat, down: AnyFloat, kind: Kind = "none", x_error: AnyFloat | float = 0.0
+) -> Float64:
+    """Of down(silu(gate x) * up x): errors of the two products through silu's slope and the product, then `linear_bound`.
+
+    Args:
+        x, gate, up, down: as of `swiglu`.
+        kind: how the inputs of all three products are rounded.
+        x_error: of x.
+    """
+    error = rounding_error(x, kind, x_error)
     left, right = linear(x, gate), linear(x, up)
-    left_error, right_error = linear_bound(x, gate), linear_bound(x, up)
+    left_error, right_error = linear_bound(x, gate, error), linear_bound(x, up, error)
     activated = np.abs(silu(left))
     activated_error = STEEPEST_SILU * left_error + activated * gamma(EXPONENTIAL + 3) + FLUSHED
     inner = silu(left) * right
     inner_error = activated_error * (np.abs(right) + right_error) + activated * right_error + np.abs(inner) * gamma(2)
-    return linear_bound(inner, down, inner_error)
+    return linear_bound(inner, down, rounding_error(inner, kind, inner_error))
 
 
-def moe_experts_bound(x: AnyFloat, ids: Int64, weights: AnyFloat, expert: Callable[[int], Expert]) -> Float64:
-    """Of the routed sum on the same routing: each expert's bound, and one rounding per slot and product."""
+def moe_experts_bound(
+    x: AnyFloat,
+    ids: Int64,
+    weights: AnyFloat,
+    expert: Callable[[int], Expert],
+    kind: Kind = "none",
+    x_error: AnyFloat | float = 0.0,
+    weights_error: AnyFloat | float = 0.0,
+) -> Float64:
+    """Of the routed sum on the same routing: each expert's bound, and one rounding per slot and product.
+
+    Args:
+        x, ids, weights, expert: as of `moe_experts`.
+        kind: how the inputs of the experts' products are rounded.
+        x_error, weights_error: of x and of the weights.
+    """
     total = np.zeros(np.shape(x))
     roundings = gamma(ids.shape[-1] + 1)
+    shares = np.abs(exact(weights))
+    share_errors = np.broadcast_to(np.asarray(weights_error, np.float64), shares.shape)
+    errors = np.broadcast_to(np.asarray(x_error, np.float64), np.shape(x))
     for index in np.unique(ids):
         tokens, slots = np.nonzero(ids == index)
         own = expert(int(index))
-        error = swiglu_bound(x[tokens], *own)
-        share = np.abs(exact(weights)[tokens, slots, None])
+        error = swiglu_bound(x[tokens], *own, kind, errors[tokens])
+        share, share_error = shares[tokens, slots, None], share_errors[tokens, slots, None]
         magnitude = np.abs(linear(silu(linear(x[tokens], own[0])) * linear(x[tokens], own[1]), own[2])) + error
-        total[tokens] += share * (error + roundings * magnitude)
+        total[tokens] += share * (error + roundings * magnitude) + share_error * magnitude * (1 + roundings)
     return total
 
 

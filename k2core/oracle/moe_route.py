@@ -31,11 +31,31 @@ def moe_route(
     Source: transformers modeling_deepseek_v3.py @00b676f, ``DeepseekV3TopkRouter`` (one group).
     """
     scores = sigmoid(linear(x, weight))
-    ids = np.argsort(-(scores + exact(bias)), axis=-1, kind="stable")[:, :top_k]
+    ids: Int64 = np.argsort(-(scores + exact(bias)), axis=-1, kind="stable")[:, :top_k].astype(np.int64)
+    return ids, weights_of(scores, ids, normalise=normalise, factor=factor)
+
+
+def weights_of(scores: Float64, ids: Int64, *, normalise: bool, factor: float) -> Float64:
+    """The weights of a given choice: *scores* (tokens, experts) are sigmoids, *ids* and the result (tokens, top_k)."""
     weights = np.take_along_axis(scores, ids, -1)
     if normalise:
         weights = weights / (weights.sum(-1, keepdims=True) + 1e-20)
-    return ids.astype(np.int64), weights * factor
+    weighed: Float64 = weights * factor
+    return weighed
+
+
+def shortfall(biased: Float64, ids: Int64) -> Float64:
+    """(tokens,): by how much the best expert that was left out beats the worst that was chosen; 0 where none does.
+
+    Args:
+        biased: (tokens, experts), scores with their bias.
+        ids: (tokens, top_k), any choice.
+    """
+    left_out = np.ones(biased.shape, bool)
+    np.put_along_axis(left_out, ids, False, -1)
+    best = np.where(left_out, biased, -np.inf).max(-1)
+    missed: Float64 = np.maximum(best - np.take_along_axis(biased, ids, -1).min(-1), 0.0)
+    return missed
 
 
 def margins(x: AnyFloat, weight: AnyFloat, bias: AnyFloat, top_k: int) -> Float64:

@@ -9,7 +9,8 @@ import pytest
 
 from k2core.errors import CheckpointError
 from k2core.model.config import Geometry
-from k2core.testing.checkpoints import quantization_config, tiny_config
+from k2core.model.quantisation import family_config
+from k2core.testing.checkpoints import tiny_config
 
 POINTS = [0, 8, 9, 12, 19, 20, 31]
 REAL_SCALING = {
@@ -137,8 +138,8 @@ REFUSED = [
     ({"rope_scaling": {"type": "yarn", "factor": 64.0}}, "rope_scaling.original_max_position_embeddings"),
     ({"eos_token_id": [1, "x"]}, "eos_token_id"),
     ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config.quant_method"),
-    ({"quantization_config": quantization_config(12)}, "group_size"),
-    ({"quantization_config": quantization_config() | {"ignore": ["re:("]}}, "quantization_config.ignore"),
+    ({"quantization_config": family_config(12)}, "group_size"),
+    ({"quantization_config": family_config() | {"ignore": ["re:("]}}, "quantization_config.ignore"),
 ]
 
 

@@ -243,9 +243,9 @@ def test_two_threads_with_two_models(folder):
 
 def test_float32_weights_must_fit_bfloat16():
     """A float32 tensor is taken where bfloat16 holds its values, and refused by name where not."""
-    from k2core_numba.weights import _bfloat16_bits
+    from k2core_numba.weights import bfloat16_bits
 
     exact = np.array([[1.5, -2.0]], np.float32)
-    np.testing.assert_array_equal(_bfloat16_bits(exact, "x").view(ml_dtypes.bfloat16).astype(np.float32), exact)
+    np.testing.assert_array_equal(bfloat16_bits(exact, "x").view(ml_dtypes.bfloat16).astype(np.float32), exact)
     with pytest.raises(CheckpointError, match=r"a\.weight"):
-        _bfloat16_bits(np.array([[1.0001]], np.float32), "a.weight")
+        bfloat16_bits(np.array([[1.0001]], np.float32), "a.weight")

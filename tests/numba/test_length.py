@@ -16,6 +16,7 @@ from k2core.oracle.rms_norm import rms_norm
 from k2core.oracle.rope_yarn import rope_yarn
 from k2core.testing.checkpoints import tiny_config, write_tiny_checkpoint
 from k2core_numba.backend import NumbaBackend
+from k2core_numba.model import _arrays
 from k2core_numba.runtime import kernels
 
 POSITIONS = 262_144
@@ -44,7 +45,7 @@ def model(folder):
 def filled(model, length):
     """A sequence whose cache holds *length* positions of made-up latents."""
     handle, random = model.new_sequence(), np.random.default_rng(8)
-    sequence = model._sequences[handle]
+    sequence = model._sequences.get(handle)
     model._store.reserve([(sequence, length)])
     for page in sequence.pages:
         page.values[:] = random.standard_normal(page.values.shape, dtype=np.float32)
@@ -55,7 +56,7 @@ def filled(model, length):
 
 def latents_of(model, handle):
     """(layers, positions, width) of a sequence's cache."""
-    sequence = model._sequences[handle]
+    sequence = model._sequences.get(handle)
     pages = np.stack([page.values for page in sequence.pages])  # (pages, layers, blocks, width, 16)
     rows = pages.transpose(1, 0, 2, 4, 3).reshape(pages.shape[1], -1, pages.shape[3])
     return rows[:, : sequence.length]
@@ -64,7 +65,7 @@ def latents_of(model, handle):
 def attention_over(latents):
     """The oracle's attention of one token that follows given latents: (layers, positions, width)."""
 
-    def attention(checkpoint, layer, x):
+    def attention(checkpoint, layer, x, _rounding):
         geometry, prefix = checkpoint.geometry, f"model.layers.{layer}.self_attn"
         heads, nope, rank = geometry.num_attention_heads, geometry.qk_nope_head_dim, geometry.kv_lora_rank
         turn = (np.array([latents.shape[1]]), geometry.inv_freq, geometry.rope_multiplier)
@@ -113,7 +114,7 @@ def test_attention_finds_keys_at_any_distance(model):
     handle = filled(model, POSITIONS)
     query = np.random.default_rng(1).standard_normal((1, heads, width)).astype(np.float32)
     planted = query[0] * 60 / (query[0] ** 2).sum(-1, keepdims=True)  # a score of 30: e**30 against some e**14 of all others
-    sequence = model._sequences[handle]
+    sequence = model._sequences.get(handle)
     for head, position in enumerate([0, 65_535, 131_072, POSITIONS - 1]):
         page = sequence.pages[position // names.PAGE]
         page.values[1, position % names.PAGE // 16, :, position % 16] = planted[head]
@@ -160,7 +161,7 @@ def test_memory_per_token_is_the_latents(model):
         handle = filled(model, length)
         assert 0 <= model.bytes_of(handle) - length * per_token < block * per_token
         assert model.used_blocks() == -(-length // block)
-        assert model._sequences[handle].table.nbytes <= 2 * 8 * max(4, -(-length // block))
+        assert model._sequences.get(handle).table.nbytes <= 2 * 8 * max(4, -(-length // block))
         model.free(handle)
     assert model.used_blocks() == 0
     handle = filled(model, POSITIONS - 1)
@@ -174,8 +175,8 @@ def test_a_step_behind_a_long_context_prepares_as_little_as_behind_a_short_one(m
     model.forward([SequenceInput(handle=handle, token_ids=[7])])
     start = time.process_time()
     for _ in range(200):
-        model._store.reserve([(model._sequences[handle], 1)])
-        model._check([SequenceInput(handle=handle, token_ids=[7])], Want()).arrays()
+        model._store.reserve([(model._sequences.get(handle), 1)])
+        _arrays(model._sequences.check([SequenceInput(handle=handle, token_ids=[7])], Want()))
         model.truncate(handle, model.length(handle))
         model.free(model.fork(handle, POSITIONS - 1000))
     assert time.process_time() - start < 1

@@ -1,59 +1,50 @@
-"""What the machine and its control groups can still give, read from files of both versions."""
+"""Memory while loading and running: anonymous pages and resident pages of files, against the file's size."""
 
 import pytest
 
-from k2core_numba.memory import free_bytes
+from k2core.testing.memory import measure_peak, write_large_checkpoint
 
-FREE = {"meminfo": "MemTotal:  4000 kB\nMemAvailable:    3000 kB\n"}
-
-
-def written(folder, files):
-    """Write files of given text below *folder*."""
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(str(text))
-    return folder
+FAR = 10**12  # bytes, more than any of these takes: experts are read when they are needed, and all stay
+MANY = {"num_experts_per_tok": 8}  # so that some tokens visit nearly all experts
+SOAK = {"hidden_size": 2048, "moe_intermediate_size": 1024, "num_hidden_layers": 8, **MANY}
 
 
-@pytest.mark.parametrize(
-    ("path", "files", "expected"),
-    [
-        ("0::/a/b", {}, 3_072_000),
-        ("0::/a/b", {"a/b/memory.max": "max", "a/b/memory.current": 10}, 3_072_000),
-        ("0::/a/b", {"a/b/memory.max": 1_000_000, "a/b/memory.current": 400_000}, 600_000),
-        ("0::/a/b", {"a/memory.max": 900_000, "a/memory.current": 400_000, "a/b/memory.max": "max"}, 500_000),
-        ("0::/elsewhere", {"memory.max": 900_000, "memory.current": 1_000_000}, 0),
-        (
-            "0::/a",
-            {"a/memory.max": 900_000, "a/memory.current": 800_000, "a/memory.stat": "file 9\ninactive_file 300000\n"},
-            400_000,
-        ),
-        ("4:cpu,memory:/a", {"memory/a/memory.limit_in_bytes": 70_000, "memory/a/memory.usage_in_bytes": 30_000}, 40_000),
-        ("4:cpu:/a", {"memory/memory.limit_in_bytes": 70_000, "memory/memory.usage_in_bytes": 30_000}, 3_072_000),
-        (
-            "4:memory:/gone\n0::/",
-            {
-                "memory/memory.limit_in_bytes": 2**63 - 4096,
-                "memory/memory.usage_in_bytes": 30_000,
-                "memory/memory.stat": "total_inactive_file 5",
-            },
-            3_072_000,
-        ),
-    ],
-)
-def test_the_least_of_machine_and_groups_counts(tmp_path, path, files, expected):
-    """The tightest limit of any group above the process counts, less what is used and cannot be given back."""
-    proc = written(tmp_path / "proc", {**FREE, "self/cgroup": path + "\n"})
-    assert free_bytes(proc, written(tmp_path / "groups", files)) == expected
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A checkpoint of about 240 MB."""
+    return write_large_checkpoint(tmp_path_factory.mktemp("memory"), **MANY)
 
 
-def test_a_group_alone_is_enough(tmp_path):
-    """Where the machine does not tell, a group's limit does."""
-    proc = written(tmp_path / "proc", {"self/cgroup": "0::/\n"})
-    groups = written(tmp_path / "groups", {"memory.max": 100, "memory.current": 40})
-    assert free_bytes(proc, groups) == 60
+def told(peak, capsys):
+    """Print it beside the test."""
+    with capsys.disabled():
+        print(f"\n  {peak}", end="")
+    return peak
 
 
-def test_nothing_to_read_is_not_known(tmp_path):
-    """Without any of the files the answer is None."""
-    assert free_bytes(tmp_path / "proc", tmp_path / "groups") is None
+@pytest.mark.parametrize("options", [{}, {"expert_bytes": FAR}], ids=["at-once", "when-needed"])
+def test_loading_and_running_takes_little_more_than_the_file(large, options, capsys):
+    """The peak is at most 1.10 times the file beyond the process's own, whether experts are read at once or when needed."""
+    assert told(measure_peak("numba", large, tokens=64, **options), capsys).share <= 1.10
+
+
+def test_a_model_larger_than_its_memory_runs(large, capsys):
+    """With room for a quarter of the experts the peak falls by what they would take, and hits and misses are told."""
+    limit = 50_000_000
+    every = int(measure_peak("numba", large, expert_bytes=FAR).info["expert_bytes"])
+    peak = told(measure_peak("numba", large, expert_bytes=limit), capsys)
+    assert peak.share <= (peak.file_bytes - every + limit) / peak.file_bytes + 0.10
+    assert int(peak.info["expert_bytes"]) <= limit
+    assert int(peak.info["expert_hits"]) >= 0
+    assert int(peak.info["expert_misses"]) > limit / (every / 192)
+
+
+@pytest.mark.soak
+def test_a_large_model_takes_little_more_than_its_file(tmp_path, capsys):
+    """The same for 1.8 GB, whose experts are read when they are needed: all of them, and as many as 300 MB hold."""
+    folder = write_large_checkpoint(tmp_path, **SOAK)
+    for limit, most in ((None, 1.10), (300_000_000, 0.40)):
+        peak = told(measure_peak("numba", folder, tokens=160, expert_bytes=limit), capsys)
+        assert peak.file_bytes > 1.5e9
+        assert peak.share <= most
+        assert "expert_misses" in peak.info

@@ -2,28 +2,16 @@
 
 import numpy as np
 import pytest
+from histories import Histories, extend, fresh, keep
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import invariant
 
 from k2core.errors import CapacityError, K2Error, ShapeError
 from k2core.interfaces import Routing, SequenceInput, Want
 from k2core.testing.checkpoints import write_tiny_checkpoint
 from k2core_numba.backend import NumbaBackend
 from k2core_numba.pages import PageStore, Sequence
-
-
-def extend(model, handle, ids):
-    """Append ids and give the last logits."""
-    return model.forward([SequenceInput(handle=handle, token_ids=ids)]).logits[0]
-
-
-def fresh(model, ids):
-    """The last logits of ids in a sequence of their own."""
-    handle = model.new_sequence()
-    logits = extend(model, handle, ids)
-    model.free(handle)
-    return logits
 
 
 @pytest.mark.parametrize("length", [1, 16, 63, 64, 65, 100])
@@ -63,77 +51,24 @@ def test_the_cache_holds_latents_only(model):
 
 def pages_of(model):
     """How many pages all live sequences hold, each counted once."""
-    return len({id(page) for sequence in model._sequences.values() for page in sequence.pages})
+    return len({id(page) for sequence in model._sequences.live.values() for page in sequence.pages})
 
 
-class Sequences(RuleBasedStateMachine):
-    """Random histories of several sequences beside lists of ids; every logit must be that of a fresh sequence."""
+class Shared(Histories):
+    """Histories of a model that shares pages, and gives the same bits however its tokens are computed."""
 
-    model = None
+    same = staticmethod(np.testing.assert_array_equal)
 
     @invariant()
-    def the_count_is_exact(self):
+    def memory_is_told(self):
         """What the model says it uses is what its sequences hold, each page counted once."""
         assert self.model.used_blocks() == pages_of(self.model)
-
-    @initialize()
-    def start(self):
-        """No sequences."""
-        self.ids = {}
-
-    @precondition(lambda self: len(self.ids) < 4)
-    @rule()
-    def new(self):
-        """An empty sequence."""
-        self.ids[self.model.new_sequence()] = []
-
-    @precondition(lambda self: self.ids)
-    @rule(data=st.data(), ids=st.lists(st.integers(0, 132), min_size=1, max_size=40))
-    def extend(self, data, ids):
-        """Append to one and compare with a fresh sequence of the same ids."""
-        handle = data.draw(st.sampled_from(sorted(self.ids)))
-        self.ids[handle] += ids
-        np.testing.assert_array_equal(extend(self.model, handle, ids), fresh(self.model, self.ids[handle]))
-
-    @precondition(lambda self: self.ids)
-    @rule(data=st.data())
-    def truncate(self, data):
-        """Cut one."""
-        handle = data.draw(st.sampled_from(sorted(self.ids)))
-        length = data.draw(st.integers(0, len(self.ids[handle])))
-        self.model.truncate(handle, length)
-        del self.ids[handle][length:]
-
-    @precondition(lambda self: 0 < len(self.ids) < 4)
-    @rule(data=st.data())
-    def fork(self, data):
-        """Fork one anywhere."""
-        handle = data.draw(st.sampled_from(sorted(self.ids)))
-        length = data.draw(st.integers(0, len(self.ids[handle])))
-        self.ids[self.model.fork(handle, length)] = self.ids[handle][:length]
-
-    @precondition(lambda self: self.ids)
-    @rule(data=st.data())
-    def free(self, data):
-        """Drop one."""
-        handle = data.draw(st.sampled_from(sorted(self.ids)))
-        self.model.free(handle)
-        del self.ids[handle]
-
-    def teardown(self):
-        """Lengths agree to the end, and nothing is left when all are freed."""
-        for handle, ids in self.ids.items():
-            assert self.model.length(handle) == len(ids)
-            self.model.free(handle)
-        assert self.model.used_blocks() == 0
 
 
 def test_any_history_leaves_what_its_ids_say(tmp_path):
     """Whatever was forked, cut and freed before, a sequence's next logits depend on its ids alone."""
     model = NumbaBackend().load(write_tiny_checkpoint(tmp_path, seed=2, max_position_embeddings=100_000))
-    machine = type("Histories", (Sequences,), {"model": model})
-    machine.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
-    machine.TestCase().runTest()
+    keep(model, examples=15, steps=25, kind=Shared)
     model.close()
 
 
