@@ -14,7 +14,7 @@ import numpy as np
 from k2core_kernels.numba import crew, layers
 from k2core_kernels.numba.embedding import embedding
 from k2core_kernels.numba.layers import floats_at, ints_at, longs_at, up16
-from k2core_kernels.numba.options import floats, ints, kernel, longs, none, size
+from k2core_kernels.numba.options import flag, floats, ints, kernel, longs, none, size
 from k2core_kernels.numba.rms_norm import rms_norm
 
 # Words of a job. What is set once for a model: addresses of its sizes (int64), constants (float32), weights, tables of angles,
@@ -87,36 +87,51 @@ def _chunk(job, piece):
     )  # fmt: skip
 
 
-@kernel(none(longs, size))
-def run_piece(job, piece):
-    """Take the tokens of a piece through all layers; hidden states, choices and logits are written where the job says."""
+@kernel(size(longs, size, size, flag))
+def run_piece(job, piece, behind, pausing):
+    """Take the tokens of a piece through the layers; hidden states, choices and logits are written where the job says.
+
+    Args:
+        job, piece: as above.
+        behind: the layer behind whose routed experts to go on, their sum being in the workspace's *routed*; -1 begins.
+        pausing: routed experts are left to the caller.
+
+    Returns:
+        The layer whose experts are needed, for the workspace's *normed*; -1 when everything is done.
+    """
     sizes, constants, chunk, work = _sizes(job), _constants(job), _chunk(job, piece), _workspace(job, piece)
     threads = np.int64(1) if job[BY_TOKENS] else job[THREADS]
     place = PIECES + piece * PIECE
     first, count, total = job[place + FIRST], len(chunk.token_ids), job[TOKENS]
     stride, columns = up16(sizes.hidden), np.int64(layers.COLUMNS)
+    outer = _weights(job, sizes.layers, columns)
     choices = (sizes.layers - sizes.dense_layers) * total * sizes.top_k
     expert_ids, expert_weights = ints_at(job[EXPERT_IDS], choices), floats_at(job[EXPERT_WEIGHTS], choices)
-    outer = _weights(job, sizes.layers, columns)
-    embedding(layers.shorts_at(outer[layers.EMBEDDING], sizes.vocab * stride), stride, chunk.token_ids, work.hidden)
-    for layer in range(sizes.layers):
+    if behind < 0:
+        embedding(layers.shorts_at(outer[layers.EMBEDDING], sizes.vocab * stride), stride, chunk.token_ids, work.hidden)
+    for layer in range(max(behind, 0), sizes.layers):
         row = _weights(job, layer, columns)
-        gain = floats_at(row[layers.INPUT_NORM], sizes.hidden)
-        rms_norm(work.hidden, 0, stride, count, gain, constants.eps, work.normed, 0, stride)
-        layers.attention(sizes, constants, row, layer, chunk, work, threads)
-        layers.add_onto(work.hidden, work.output, count * stride)
-        gain = floats_at(row[layers.POST_NORM], sizes.hidden)
-        rms_norm(work.hidden, 0, stride, count, gain, constants.eps, work.normed, 0, stride)
+        start = ((layer - sizes.dense_layers) * total + first) * sizes.top_k
+        if layer > behind:
+            gain = floats_at(row[layers.INPUT_NORM], sizes.hidden)
+            rms_norm(work.hidden, 0, stride, count, gain, constants.eps, work.normed, 0, stride)
+            layers.attention(sizes, constants, row, layer, chunk, work, threads)
+            layers.add_onto(work.hidden, work.output, count * stride)
+            gain = floats_at(row[layers.POST_NORM], sizes.hidden)
+            rms_norm(work.hidden, 0, stride, count, gain, constants.eps, work.normed, 0, stride)
         if layer < sizes.dense_layers:
             layers.mlp(sizes, row, sizes.dense_inner, work.normed, count, work, threads)
         else:
-            start = ((layer - sizes.dense_layers) * total + first) * sizes.top_k
-            layers.route(sizes, constants, row, work.normed, count, work, expert_ids, expert_weights, start, threads)
-            layers.experts(sizes, row, work.normed, count, work, expert_ids, expert_weights, start, threads)
+            if layer > behind:
+                layers.route(sizes, constants, row, work.normed, count, work, expert_ids, expert_weights, start, threads)
+                if pausing:
+                    return layer
+                layers.experts(sizes, row, work.normed, count, work, expert_ids, expert_weights, start, threads)
             layers.mlp(sizes, row, sizes.shared_inner, work.normed, count, work, threads)
             layers.add_onto(work.output, work.routed, count * stride)
         layers.add_onto(work.hidden, work.output, count * stride)
-    first_row, rows = job[place + FIRST_ROW], job[place + LAST_ROW] - job[place + FIRST_ROW]
+    first_row = job[place + FIRST_ROW]
+    rows = job[place + LAST_ROW] - first_row
     tokens = longs_at(job[ROWS] + first_row * 8, rows)
     final = floats_at(job[FINAL] + first_row * stride * 4, rows * stride)
     gain = floats_at(outer[layers.FINAL_NORM], sizes.hidden)
@@ -126,6 +141,7 @@ def run_piece(job, piece):
         width = up16(sizes.vocab)
         logits = floats_at(job[LOGITS] + first_row * width * 4, rows * width)
         layers.project(outer[layers.HEAD], sizes.vocab, sizes.hidden, final, stride, rows, logits, width, threads)
+    return -1
 
 
 @kernel(size(longs, longs, longs))
@@ -156,9 +172,18 @@ def _work(board):
     """Do pieces until none is left."""
     piece = crew.claim(board)
     while piece >= 0:
-        run_piece(longs_at(crew.read(board + crew.JOB), PIECES), piece)
+        run_piece(longs_at(crew.read(board + crew.JOB), PIECES), piece, -1, False)
         crew.add_to(board + crew.DONE, 1)
         piece = crew.claim(board)
+
+
+@kernel(none(longs, longs, longs, longs, longs, floats, floats, ints, floats))
+def _set(job, token_ids, tables, positions, rows, final, logits, expert_ids, expert_weights):
+    """What a call sets; arguments as of `forward`."""
+    job[TOKENS], job[TOKEN_IDS], job[TABLES] = len(token_ids), token_ids.ctypes.data, tables.ctypes.data
+    job[POSITIONS], job[ROWS], job[FINAL] = positions.ctypes.data, rows.ctypes.data, final.ctypes.data
+    job[LOGITS] = logits.ctypes.data if len(logits) else 0
+    job[EXPERT_IDS], job[EXPERT_WEIGHTS] = expert_ids.ctypes.data, expert_weights.ctypes.data
 
 
 @kernel(none(longs, longs, longs, longs, longs, floats, floats, ints, floats))
@@ -175,17 +200,34 @@ def forward(job, token_ids, tables, positions, rows, final, logits, expert_ids, 
         logits: flat float32 (rows * vocab rounded up to 16), written; empty where none are wanted.
         expert_ids, expert_weights: flat int32 and float32 (MoE layers * tokens * top_k), written.
     """
-    job[TOKENS], job[TOKEN_IDS], job[TABLES] = len(token_ids), token_ids.ctypes.data, tables.ctypes.data
-    job[POSITIONS], job[ROWS], job[FINAL] = positions.ctypes.data, rows.ctypes.data, final.ctypes.data
-    job[LOGITS] = logits.ctypes.data if len(logits) else 0
-    job[EXPERT_IDS], job[EXPERT_WEIGHTS] = expert_ids.ctypes.data, expert_weights.ctypes.data
+    _set(job, token_ids, tables, positions, rows, final, logits, expert_ids, expert_weights)
     pieces, board = _cut(job, positions, rows), job[BOARD]
     if pieces == 1:
-        run_piece(job, 0)
+        run_piece(job, 0, -1, False)
     else:
         crew.publish(board, np.int64(job.ctypes.data), pieces)
         _work(board)
         crew.wait_for(board, board + crew.DONE, pieces)
+
+
+@kernel(size(longs, size, longs, longs, longs, longs, floats, floats, ints, floats))
+def resume(job, layer, token_ids, tables, positions, rows, final, logits, expert_ids, expert_weights):
+    """The same with the routed experts left to the caller: run up to the next layer that needs them.
+
+    Args:
+        job: of a model whose threads share ops (`BY_TOKENS` is 0).
+        layer: behind whose experts to go on, their sum being in the workspace's *routed*; -1 begins.
+        token_ids … expert_weights: as of `forward`, the same in every call.
+
+    Returns:
+        The layer whose experts are needed, for the workspace's *normed* and for its part of *expert_ids* and
+        *expert_weights*; -1 when everything is done.
+    """
+    if layer < 0:
+        _set(job, token_ids, tables, positions, rows, final, logits, expert_ids, expert_weights)
+        job[PIECES + FIRST], job[PIECES + LAST] = 0, len(token_ids)
+        job[PIECES + FIRST_ROW], job[PIECES + LAST_ROW] = 0, len(rows)
+    return run_piece(job, 0, layer, True)
 
 
 @kernel(none(size, size))

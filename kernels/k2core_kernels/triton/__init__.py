@@ -1,0 +1,1 @@
+"""Triton kernels, one op per file; host functions take torch tensors. Importing one needs torch and triton."""
