@@ -9,91 +9,22 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from k2core.conformance.models import model_config
 from k2core.model.config import Geometry
 from k2core.model.int4 import quantise
 from k2core.model.layout import PROJECTIONS, Expected, expert_name, expert_shape, is_packed, plain_tensors
+from k2core.model.quantisation import family_config
 from k2core.model.safetensors_reader import DTYPES
 
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def tiny_config(*, quantised: bool = True, **overrides: Any) -> dict[str, Any]:
-    """The ``config.json`` of a tiny model; *overrides* replace top-level keys."""
-    config: dict[str, Any] = {
-        "architectures": ["DeepseekV3ForCausalLM"],
-        "model_type": "kimi_k2",
-        "attention_bias": False,
-        "bos_token_id": 64,
-        "eos_token_id": 66,
-        "pad_token_id": 319,
-        "first_k_dense_replace": 1,
-        "hidden_act": "silu",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "kv_lora_rank": 32,
-        "max_position_embeddings": 512,
-        "moe_intermediate_size": 32,
-        "moe_layer_freq": 1,
-        "n_group": 1,
-        "n_routed_experts": 4,
-        "n_shared_experts": 1,
-        "norm_topk_prob": True,
-        "num_attention_heads": 2,
-        "num_experts_per_tok": 2,
-        "num_hidden_layers": 3,
-        "num_key_value_heads": 2,
-        "num_nextn_predict_layers": 0,
-        "q_lora_rank": 48,
-        "qk_nope_head_dim": 16,
-        "qk_rope_head_dim": 8,
-        "rms_norm_eps": 1e-5,
-        "rope_scaling": {
-            "type": "yarn",
-            "factor": 4.0,
-            "original_max_position_embeddings": 128,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-        },
-        "rope_theta": 10000.0,
-        "routed_scaling_factor": 2.827,
-        "scoring_func": "sigmoid",
-        "tie_word_embeddings": False,
-        "topk_group": 1,
-        "topk_method": "noaux_tc",
-        "torch_dtype": "bfloat16",
-        "v_head_dim": 16,
-        "vocab_size": 320,
-    }
+    """The ``config.json`` of a tiny model, ``specs/k2core_specs/models/tiny.toml``; *overrides* replace top-level keys."""
+    config = model_config("tiny")
     if quantised:
-        config["quantization_config"] = quantization_config()
+        config["quantization_config"] = family_config()
     return config | overrides
-
-
-def quantization_config(group_size: int = 32) -> dict[str, Any]:
-    """The family's ``quantization_config``: routed experts only, INT4, symmetric, in groups."""
-    weights: dict[str, Any] = {
-        "actorder": None,
-        "block_structure": None,
-        "dynamic": False,
-        "group_size": group_size,
-        "num_bits": 4,
-        "observer": "minmax",
-        "observer_kwargs": {},
-        "strategy": "group",
-        "symmetric": True,
-        "type": "int",
-    }
-    group = {"input_activations": None, "output_activations": None, "targets": ["Linear"], "weights": weights}
-    return {
-        "config_groups": {"group_0": group},
-        "format": "pack-quantized",
-        "ignore": ["lm_head", "re:.*self_attn.*", "re:.*shared_experts.*", r"re:.*mlp\.(gate|up|gate_up|down)_proj.*"],
-        "kv_cache_scheme": None,
-        "quant_method": "compressed-tensors",
-        "quantization_status": "compressed",
-    }
 
 
 def tiny_tensors(geometry: Geometry, *, seed: int) -> dict[str, NDArray[Any]]:

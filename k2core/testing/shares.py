@@ -44,6 +44,34 @@ class Share:
         return f"{100 * self.count / self.total:.1f} % [{100 * low:.0f}–{100 * high:.0f}]"
 
 
+@frozen
+class Paired:
+    """Two who were asked the same: how often the first alone was right, and how often the second alone."""
+
+    first: int
+    second: int
+    total: int
+
+    def interval(self) -> tuple[float, float, float]:
+        """By how much the second's share is higher, with its 95 % interval.
+
+        A. Agresti and Y. Min, Statistics in Medicine 24, 2005: the Wald interval after half a pair was added to each cell of
+        the four.
+        """
+        total = self.total + 2
+        first, second = self.first + 0.5, self.second + 0.5
+        centre = (second - first) / total
+        spread = Z95 * math.sqrt(max(0.0, first + second - (second - first) ** 2 / total)) / total
+        exact = (self.second - self.first) / self.total if self.total else 0.0
+        return exact, max(-1.0, centre - spread), min(1.0, centre + spread)
+
+    def __str__(self) -> str:
+        if not self.total:
+            return "–"
+        by, low, high = self.interval()
+        return f"{100 * by:+.1f} [{100 * low:+.1f}…{100 * high:+.1f}]"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with columns padded to one width, which reads well in a terminal too."""
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
