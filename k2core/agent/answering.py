@@ -52,11 +52,13 @@ async def answer_in_words(work: Work, turn: TurnEnded) -> AsyncIterator[Stored]:
 
 
 async def _verify(work: Work, answer: Answer) -> tuple[Verdict, list[Stored]]:
-    """Ask the verifiers; the verdict and any trouble they had go into the journal."""
+    """Ask the verifiers; the verdict, any trouble they had, and who else they are now, go into the journal."""
     work.attempts += 1
-    verdict, warnings = await check(answer, projection.trajectory(work.events), work.verifiers)
+    verifiers = tuple(work.verifiers)
+    stored = await work.record()
+    verdict, warnings = await check(answer, projection.trajectory(work.events), verifiers)
     given = VerdictGiven(attempt=work.attempts, accepted=verdict.accepted, findings=verdict.findings)
-    return verdict, await work.append(*(Warned(text=line) for line in warnings), given)
+    return verdict, stored + await work.append(*(Warned(text=line) for line in warnings), given)
 
 
 def _is_final(work: Work, verdict: Verdict) -> bool:

@@ -13,6 +13,7 @@ from k2core.errors import ToolError
 from k2core.events import NoteKept, Stored, ToolIntent, TurnEnded
 from k2core.interfaces import CallContext, Effect, ToolResult
 from k2core.messages import ToolCall
+from k2core.tools import Registry
 
 
 async def act(work: Work, turn: TurnEnded) -> AsyncIterator[Stored]:
@@ -30,10 +31,9 @@ async def _carry_out(work: Work, call: ToolCall, index: int, *, cut: bool) -> As
     """One call: its intent, then its result. Calls of a turn that was *cut* are not run: they may be incomplete."""
     tool = work.tools.get(call.name) if call.name in work.tools.names() else None
     effect: Effect = "pure" if tool is None else tool.effect
-    (stored,) = await work.append(
-        ToolIntent(call_id=call.id, index=index, name=call.name, arguments=call.arguments, effect=effect)
-    )
-    yield stored
+    intent = ToolIntent(call_id=call.id, index=index, name=call.name, arguments=call.arguments, effect=effect)
+    for stored in await work.record(intent):
+        yield stored
     reached = work.budget.reached()
     work.budget.calls += 1 if reached is None else 0
     why = f"the turn was cut at its limit of {work.options.max_tokens} tokens" if cut else str(reached or "")
@@ -44,7 +44,9 @@ async def _carry_out(work: Work, call: ToolCall, index: int, *, cut: bool) -> As
             yield stored
     else:
         context = CallContext(run=work.run, index=index, past=projection.past_calls(work.events, call.name))
-        result = await work.tools.call(call, most_s=work.budget.seconds_left(), context=context)
+        # a swap from here on is for the next call: this one's log has said who carries it out, and with which effect
+        tools = work.tools if tool is None else Registry.of([tool], result_limit=work.tools.result_limit)
+        result = await tools.call(call, most_s=work.budget.seconds_left(), context=context)
         yield await work.observe(call, index, result)
 
 

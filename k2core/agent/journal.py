@@ -118,11 +118,11 @@ class Journal:
         Raises:
             JournalError: they could not be stored; nothing of them is in the file.
         """
-        places = await asyncio.wrap_future(self._submit(run, events))
-        return [
-            Stored(run=run, sequence=sequence, time=moment, event=event)
-            for event, (sequence, moment) in zip(events, places, strict=True)
-        ]
+        return _stored(run, events, await asyncio.wrap_future(self._submit(run, events)))
+
+    def write(self, run: str, *events: Event) -> list[Stored]:
+        """`append` for callers without an event loop."""
+        return _stored(run, events, self._submit(run, events).result())
 
     def _submit(self, run: str, events: Sequence[Event]) -> "Future[list[tuple[int, str]]]":
         work = _Append(run=run, bodies=tuple((event.kind, canonical_json(event.to_json())) for event in events))
@@ -261,6 +261,13 @@ class Journal:
         with self._file.reading() as connection, journal_errors(self.path, "read"):
             connection.text_factory = bytes  # a damaged text need not be UTF-8
             yield connection
+
+
+def _stored(run: str, events: Sequence[Event], places: list[tuple[int, str]]) -> list[Stored]:
+    return [
+        Stored(run=run, sequence=sequence, time=moment, event=event)
+        for event, (sequence, moment) in zip(events, places, strict=True)
+    ]
 
 
 def default_path() -> Path:

@@ -13,6 +13,7 @@ a call is dispatched only after its intent is durable, and an answer is final on
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Sequence
 
 from attrs import define, evolve, field
@@ -23,9 +24,11 @@ from k2core.agent.calling import act
 from k2core.agent.concluding import wind_down
 from k2core.agent.journal import Journal
 from k2core.agent.result import RunResult, result_of
+from k2core.agent.swap_events import following
+from k2core.agent.swaps import Swaps
 from k2core.agent.thinking import interrupted, think
 from k2core.agent.work import Work
-from k2core.errors import InputError, JournalError
+from k2core.errors import InputError, JournalError, K2Error
 from k2core.events import Live, RunEnded, Stored
 from k2core.interfaces import ChatModel, GenerateOptions, Verifier
 from k2core.tools import Registry
@@ -44,6 +47,8 @@ class Agent:
         journal: where runs are kept.
         limits: budgets of one question.
         options: sampling and the length of one turn.
+        swaps: what carries out the session's parts by now; see `k2core.agent.swapping`.
+        last_run: the run of the question that was begun last, or that the next one goes on with; None before the first.
     """
 
     model: ChatModel
@@ -52,6 +57,13 @@ class Agent:
     journal: Journal
     limits: Limits = field(factory=Limits)
     options: GenerateOptions = field(factory=GenerateOptions)
+    swaps: Swaps = field(factory=Swaps)
+    last_run: str | None = None
+    _running: int = field(default=0, init=False)  # questions that are being worked on
+    _writing: threading.Lock = field(factory=threading.Lock, init=False, repr=False, eq=False)  # swaps, between two questions
+
+    def __attrs_post_init__(self) -> None:
+        self.swaps.told = self.write_swaps
 
     async def stream(self, question: str, *, run: str | None = None) -> AsyncIterator[Stored | Live]:
         """Work on *question* and yield what happens.
@@ -73,8 +85,13 @@ class Agent:
             journal=self.journal,
             options=self.options,
             budget=Budget(limits=self.limits),
+            swaps=self.swaps,
         )
+        with self._writing:
+            self._running += 1
         try:
+            if self._running == 1:
+                self.swaps.settle()
             for stored in await work.begin(question, run):
                 yield stored
             while not work.ended:
@@ -89,6 +106,29 @@ class Agent:
                 with contextlib.suppress(JournalError):  # the journal may be what failed; the first error is the one to tell
                     await work.append(RunEnded(status="failed", **work.totals()))
             raise
+        finally:
+            self.last_run = work.run if work.events else self.last_run
+            self._running -= 1
+            self.write_swaps()
+
+    def write_swaps(self) -> None:
+        """Write what was swapped or refused between two questions into the run of the last one.
+
+        A question that is worked on writes it itself, and so does the first one. What cannot be written waits for the next.
+        """
+        with self._writing:
+            told = [] if self._running or self.last_run is None else self.swaps.take()
+            if not told or self.last_run is None:
+                return
+            try:
+                known = [one.event for one in self.journal.events(self.last_run)]
+                self.journal.write(self.last_run, *following(known, told, self.swaps))
+            except K2Error as error:
+                import structlog  # it imports rich
+
+                self.swaps.give_back(told)
+                line = f"what was swapped or refused is not in run {self.last_run} yet: {error}"
+                structlog.get_logger().warning("swaps.not_written", run=self.last_run, reason=str(error), line=line)
 
     async def ask(self, question: str, *, run: str | None = None) -> RunResult:
         """`stream` to its end, as one result."""

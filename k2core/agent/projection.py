@@ -11,6 +11,7 @@ from k2core.events import (
     AnswerGiven,
     MessageAdded,
     ResultsHidden,
+    StepsLeftOut,
     Stored,
     ToolIntent,
     ToolReturned,
@@ -28,6 +29,8 @@ def messages(events: Iterable[Stored]) -> list[Message]:
     """The conversation that the next turn continues."""
     events = list(events)
     hidden = {one for stored in events if isinstance(stored.event, ResultsHidden) for one in stored.event.calls}
+    through = left_out(events)
+    called = 0  # so far
     out: list[Message] = []
     open_calls: list[ToolCall] = []
 
@@ -43,15 +46,25 @@ def messages(events: Iterable[Stored]) -> list[Message]:
             out.append(event.message())
         elif isinstance(event, TurnEnded):
             close()
+            called += len(event.calls)
+            if event.calls and called <= through:
+                continue
             out.append(event.message())
             open_calls.extend(event.calls)
         elif isinstance(event, ToolReturned):
+            if called <= through:
+                continue
             if open_calls:
                 del open_calls[0]  # calls are made in order, so results are too
             text = HIDDEN if event.index in hidden else event.text
             out.append(tool_message(event.call_id, event.name, text))
     close()
     return out
+
+
+def left_out(events: Iterable[Stored]) -> int:
+    """How many calls, from the first on, stand in steps that the model no longer sees."""
+    return max((stored.event.through + 1 for stored in events if isinstance(stored.event, StepsLeftOut)), default=0)
 
 
 def tool_message(call_id: str, name: str, text: str) -> Message:

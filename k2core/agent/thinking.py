@@ -11,7 +11,7 @@ from k2core.agent import projection, window
 from k2core.agent.concluding import wind_down
 from k2core.agent.work import Work
 from k2core.errors import CapacityError
-from k2core.events import Live, ResultsHidden, Stored, TurnEnded
+from k2core.events import Event, Live, ResultsHidden, StepsLeftOut, Stored, TurnEnded
 from k2core.messages import ContentDelta, Delta, ReasoningDelta, TurnEnd
 
 Part = TypeVar("Part")
@@ -54,7 +54,7 @@ async def think(work: Work) -> AsyncIterator[Stored | Live]:
     work.heard = []
     work.budget.spend(end.usage)
     work.tokens += end.usage.completion_tokens
-    for stored in await work.append(*work.switched(), turn):
+    for stored in await work.record(turn):
         yield stored
     work.messages.append(turn.message())
     work.turn = turn
@@ -69,19 +69,29 @@ def interrupted(work: Work) -> list[TurnEnded]:
 
 
 async def _make_room(work: Work) -> list[Stored]:
-    """Hide the oldest tool results, in one block, when the context is nearly full."""
+    """Hide the oldest tool results, then leave out the oldest steps, in one block, when the context is nearly full."""
     turns = [stored.event for stored in work.events if isinstance(stored.event, TurnEnded)]
-    hidden = window.to_hide(work.messages, turns[-1].usage, work.model.profile.context) if turns else ()
-    if not hidden:
+    if not turns:
         return []
-    stored = await work.append(ResultsHidden(calls=hidden))
+    before, context = projection.left_out(work.events), work.model.profile.context
+    room = window.make_room(work.messages, turns[-1].usage, context, left_out=before)
+    if room is None:
+        return []
+    fresh: list[Event] = [ResultsHidden(calls=room.hidden)] if room.hidden else []
+    if room.left_out > before:
+        fresh.append(StepsLeftOut(through=room.left_out - 1))
+    stored = await work.append(*fresh)
     work.messages = projection.messages(work.events)
     return stored
 
 
 async def _parts(work: Work) -> AsyncIterator[Delta | TurnEnd]:
     """The model's parts, until the turn ends or the seconds run out."""
-    options = evolve(work.options, max_reasoning_tokens=work.budget.reasoning_left())
+    options = evolve(
+        work.options,
+        max_reasoning_tokens=work.budget.reasoning_left(),
+        calls_left_out=projection.left_out(work.events),
+    )
     async with _closing(work.model.generate(work.messages, work.tools.declarations(), options)) as parts:
         while True:
             try:

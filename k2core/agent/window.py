@@ -1,11 +1,13 @@
-"""A finite context for a run that is not: old tool results are hidden first, in blocks.
+"""A finite context for a run that is not: old tool results are hidden first, then whole steps are left out, in blocks.
 
-When the context is 90 % full, the oldest results are replaced by ``(hidden)`` until 60 % is used. Hiding one per step would
-cost the shared prefix at every step; hiding a block costs it once. (Hiding tool outputs first is K2's own strategy for
-long runs: the Kimi K2 Thinking model card.)
+When the context is 90 % full, the oldest results are replaced by ``(hidden)`` until 60 % is used; where that is not enough, the
+oldest steps are left out. Hiding one per step would cost the shared prefix at every step; hiding a block costs it once. (Hiding
+tool outputs first is K2's own strategy for long runs: the Kimi K2 Thinking model card.) Questions and answers always stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+
+from attrs import frozen
 
 from k2core.agent.projection import HIDDEN
 from k2core.messages import Message, Usage
@@ -14,8 +16,16 @@ HIDE_AT = 0.9
 HIDE_UNTIL = 0.6
 
 
-def to_hide(messages: Sequence[Message], usage: Usage, context: int) -> tuple[int, ...]:
-    """Numbers of the calls whose results should be hidden before the next turn; empty while there is room.
+@frozen(kw_only=True)
+class Room:
+    """What makes room: calls whose results are hidden, and how many calls are left out with their steps, from the first on."""
+
+    hidden: tuple[int, ...] = ()
+    left_out: int = 0
+
+
+def make_room(messages: Sequence[Message], usage: Usage, context: int, *, left_out: int = 0) -> Room | None:
+    """What the next turn should no longer see; None while there is room.
 
     Sizes are estimated: the last turn's prompt says how many tokens a character takes here.
 
@@ -23,25 +33,40 @@ def to_hide(messages: Sequence[Message], usage: Usage, context: int) -> tuple[in
         messages: the conversation, the newest results included.
         usage: of the last turn.
         context: tokens that the model may be given.
+        left_out: calls, from the first on, that the messages no longer show.
     """
     last_turn = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=-1)
     if last_turn < 0 or usage.prompt_tokens == 0:
-        return ()
+        return None
     seen = sum(_characters(message) for message in messages[:last_turn])
     per_character = usage.prompt_tokens / max(seen, 1)
     used = float(usage.prompt_tokens + usage.completion_tokens)
     used += sum(_characters(message) for message in messages[last_turn + 1 :]) * min(per_character, 1.0)
     if used <= HIDE_AT * context:
-        return ()
+        return None
     hidden: list[int] = []
     results = [message for message in messages[:last_turn] if message.role == "tool"]  # what answers the newest turn stays
-    for number, message in enumerate(results):
+    for number, message in enumerate(results, left_out):
         if used <= HIDE_UNTIL * context:
             break
         if message.content != HIDDEN:
             hidden.append(number)
             used -= max(0, len(message.content) - len(HIDDEN)) * min(per_character, 1.0)
-    return tuple(hidden)
+    gone = left_out
+    for size, calls in _steps(messages[:last_turn]):
+        if used <= HIDE_UNTIL * context:
+            break
+        gone += calls
+        used -= size * min(per_character, 1.0)
+    hidden = [number for number in hidden if number >= gone]
+    return Room(hidden=tuple(hidden), left_out=gone) if hidden or gone > left_out else None
+
+
+def _steps(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:
+    """Characters and calls of each step, whose results count as hidden."""
+    for message in messages:
+        if message.tool_calls:
+            yield _characters(message) + sum(len(HIDDEN) + 16 for _ in message.tool_calls), len(message.tool_calls)
 
 
 def _characters(message: Message) -> int:

@@ -1,7 +1,7 @@
 """One question being worked on: what it may use, what has happened so far, and the only ways to add to that.
 
 The steps of the loop (`thinking`, `calling`, `answering`, `concluding`) are functions over a `Work`. Whatever they do goes
-through `Work.append`, which returns when it is durable in the journal.
+through `Work.append` or `Work.record`, which return when it is durable in the journal.
 """
 
 import asyncio
@@ -20,23 +20,13 @@ from k2core.agent.blobs import Blobs
 from k2core.agent.budget import Budget
 from k2core.agent.journal import Journal
 from k2core.agent.prompts import SYSTEM
-from k2core.events import (
-    AnswerGiven,
-    Artefact,
-    Event,
-    MessageAdded,
-    ModelSwitched,
-    RunEnded,
-    RunStarted,
-    Stored,
-    ToolReturned,
-    TurnEnded,
-)
+from k2core.agent.swap_events import following, in_force
+from k2core.agent.swaps import Swaps
+from k2core.errors import JournalError
+from k2core.events import AnswerGiven, Artefact, Event, MessageAdded, RunEnded, RunStarted, Stored, ToolReturned, TurnEnded
 from k2core.interfaces import ChatModel, GenerateOptions, ToolResult, Verifier
 from k2core.messages import Delta, Message, ToolCall
 from k2core.tools import Registry
-
-IDENTITY = ("model", "backend", "numerics", "weights")  # of a model: when one of these changes, it is another one
 
 
 @define(kw_only=True)
@@ -50,6 +40,7 @@ class Work:
         journal: keeps the run.
         options: sampling and the length of one turn.
         budget: what the question may use and has used.
+        swaps: what carries out the session's parts by now.
         run: the run's id; empty before `begin`.
         events: of the run so far, those of earlier questions included.
         messages: the conversation that the model's next turn continues.
@@ -67,6 +58,7 @@ class Work:
     journal: Journal
     options: GenerateOptions
     budget: Budget
+    swaps: Swaps = field(factory=Swaps)
     run: str = ""
     events: list[Stored] = field(factory=list)
     messages: list[Message] = field(factory=list)
@@ -89,18 +81,21 @@ class Work:
             self.run = run
             self.events = list(self.journal.events(run))
         stored = await self.append(*fresh, MessageAdded(role="user", content=question))
+        stored += await self.record()
         self.messages = projection.messages(self.events)
         return stored
 
-    def switched(self) -> list[ModelSwitched]:
-        """The event of another model or backend than the run's last one, where that is so."""
-        known = [one.event.model for one in self.events if isinstance(one.event, RunStarted | ModelSwitched)]
-        now = dict(self.model.identity())
-        if known and any(known[-1].get(name) != now.get(name) for name in IDENTITY):
-            return [ModelSwitched(model=now)]
-        if now.get("switch") and all(one.get("switch") != now["switch"] for one in known):
-            return [ModelSwitched(model=now)]
-        return []
+    async def record(self, *events: Event) -> list[Stored]:
+        """`append`, behind the swaps and refusals since the last time, and whatever else this run does not know of yet."""
+        known, model = [one.event for one in self.events], self.model.identity()
+        told = self.swaps.take()
+        fresh = following(known, told, self.swaps)
+        fresh += in_force([*known, *fresh], model, self.swaps, self.tools)
+        try:
+            return await self.append(*fresh, *events)
+        except JournalError:
+            self.swaps.give_back(told)
+            raise
 
     async def append(self, *events: Event) -> list[Stored]:
         """Durable in the journal when it returns."""
@@ -146,7 +141,7 @@ class Work:
         """Write the answer and the end of the run; with *write_message* also as the assistant's last message."""
         self.ended = True
         message = [MessageAdded(role="assistant", content=given.text)] if write_message else []
-        return await self.append(*message, given, RunEnded(status=given.status, **self.totals()))
+        return await self.record(*message, given, RunEnded(status=given.status, **self.totals()))
 
     def totals(self) -> dict[str, Any]:
         """What the question cost so far, as `RunEnded` has it."""

@@ -31,11 +31,12 @@ from k2core.engine.drafts import Drafter, Followers
 from k2core.engine.fingerprint import fingerprint
 from k2core.engine.grammar import Constraint, Masks
 from k2core.engine.memory import MemoryPlan
-from k2core.engine.options import sampler_of
+from k2core.engine.options import MOST_DRAFTS, checked, sampler_of, whole
 from k2core.engine.prefix import PrefixTree
 from k2core.engine.request import Delivery, Request, refuse
 from k2core.engine.scheduler import Scheduler
-from k2core.engine.switch import SwitchReport, judge
+from k2core.engine.shadow import ShadowModel, ShadowReport
+from k2core.engine.switch import SwitchReport, closed_aloud, judge
 from k2core.engine.turn import Turn
 from k2core.errors import CapacityError, InputError, K2Error
 from k2core.interfaces import ChatFormat, GenerateOptions, LoadedModel, ModelProfile, Tokenizer
@@ -119,20 +120,25 @@ class EngineModel:
             prefill_chunk: most tokens of prompts per forward while nothing is generated.
             interleave: the same while something is: what a prompt may delay others' next token by.
             cache_bytes: limit of the cache, see `MemoryPlan.of`.
-            drafts: tokens guessed per forward at most; 0 never guesses. What is generated does not depend on it.
+            drafts: tokens guessed per forward at most, up to 64; 0 never guesses. What is generated does not depend on it.
             masks: with False, turns are never held to the grammar of calls, whatever their options say.
 
         Raises:
             CapacityError: the cache of one sequence of ``profile.context`` tokens does not fit.
+            InputError: a number is none, or out of its range.
         """
         self.name = name
         self.profile = profile
+        if cache_bytes is not None and whole("cache_bytes", cache_bytes) < 1:
+            raise InputError(f"cache_bytes is {cache_bytes}, but a cache takes at least 1 byte")
         plan = MemoryPlan.of(model.memory(), profile.context, cache_bytes)
         self._backend = backend
         self._cache_bytes = cache_bytes
+        self._tokenizer = tokenizer
         self._format = chat_format
+        self._last: tuple[Sequence[Message], Sequence[Mapping[str, Any]]] | None = None  # the prompt rendered last
         self._checkpoint = checkpoint
-        self._drafts = max(0, drafts)
+        self._drafts = min(max(0, whole("drafts", drafts)), MOST_DRAFTS)
         self._followers = Followers()
         self._masks = Masks(tokenizer, chat_format.stop_ids) if masks and hasattr(chat_format, "grammar") else None
         self._preparing = ThreadPoolExecutor(1, "k2core-prepare")
@@ -211,8 +217,9 @@ class EngineModel:
 
         The fingerprint is taken once, by the first call.
         """
-        if self._identity is None:
-            self._identity = {
+        identity, switched = self._identity, self._switched
+        if identity is None:
+            identity = {
                 "kernel": "",
                 **self._model.info(),
                 "model": self.name,
@@ -220,9 +227,35 @@ class EngineModel:
                 "numerics": self._model.numerics,
                 "weights": "" if self._checkpoint is None else fingerprint(self._checkpoint),
                 "batch_invariant": "yes" if self._model.batch_invariant else "no",
-                **({"switch": self._switched} if self._switched else {}),
+                **({"switch": switched} if switched else {}),
             }
-        return dict(self._identity)
+            if self._switched == switched:  # else it is another model meanwhile
+                self._identity = identity
+        return dict(identity)
+
+    def info(self) -> Mapping[str, str]:
+        """What the backend reports of the model, as it is now."""
+        return self._model.info()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer in use."""
+        return self._tokenizer
+
+    def renders_alike(self, chat_format: ChatFormat) -> bool:
+        """Whether the prompt rendered last is the same token ids in *chat_format*, as it is where there was none."""
+        return self._last is None or chat_format.render(*self._last) == self._format.render(*self._last)
+
+    def speak(self, tokenizer: Tokenizer, chat_format: ChatFormat) -> None:
+        """Go on with another tokenizer of the same vocabulary and a chat format over it; turns that run end as they began."""
+        if self._masks is not None:
+            self._masks = Masks(tokenizer, chat_format.stop_ids)
+        self._tokenizer, self._format = tokenizer, chat_format
+
+    @property
+    def shadow(self) -> ShadowReport | None:
+        """How the model compares with the one in its shadow; None where there is none."""
+        return self._model.report if isinstance(self._model, ShadowModel) else None
 
     def use(self, model: LoadedModel, *, backend: str, check: int = 64, limit: float | None = None) -> SwitchReport:
         """Go on with another model of the same checkpoint, in the middle of everything; returns how the two differ.
@@ -234,11 +267,11 @@ class EngineModel:
             model: without live sequences; the engine owns it from here on, and closes it where the switch is refused.
             backend: its backend's name.
             check: tokens to compare; fewer where the conversation is shorter. Without one, a first question is taken.
-            limit: largest difference of two logits; None is what the contract says, see `k2core.engine.switch`.
+            limit: largest difference of two logits; None is what the contract says, see `k2core.engine.limits`.
 
         Raises:
             SwitchRefused: they differ by more; says by how much. Everything goes on with the old model.
-            InputError: there is no contract and no limit, or it is not the same checkpoint.
+            InputError: it has other numerics and no limit is given, a number is out of range, or it is another checkpoint.
             CapacityError: the new model has no room for the context.
             K2Error: the engine is closed.
         """
@@ -347,18 +380,17 @@ class EngineModel:
                 raise K2Error(f"cannot switch: model '{self.name}' was closed")
             old, new = self._model, wanted.model
             plan = MemoryPlan.of(new.memory(), self.profile.context, self._cache_bytes)
-            last = self._scheduler.recent()
-            ids = self._format.render([Message(role="user", content=FIRST_QUESTION)]) if last is None else list(last.ids)
-            held = None if last is None else last.handle
+            ids, held = self._scheduler.conversation()
+            ids = ids or self._format.render([Message(role="user", content=FIRST_QUESTION)])
             report = judge(old, new, ids, check=wanted.check, limit=wanted.limit, held=held)
             self._scheduler.move(new, plan)
         except BaseException as error:  # carried over to the waiting thread; the worker lives on with the old model
-            wanted.model.close()
             wanted.done.set_exception(error)
+            closed_aloud(wanted.model)
         else:
             self._backend, self._switched, self._identity = wanted.backend, str(report), None
             wanted.done.set_result(report)
-            old.close()
+            closed_aloud(old)
 
     def _begin(self, request: Request) -> None:
         """Make a turn of a request; on the thread that prepares."""
@@ -373,12 +405,13 @@ class EngineModel:
 
     def _turn(self, request: Request) -> Turn:
         prompt, context = self._format.render(request.messages, request.tools), self.profile.context
+        self._last = request.messages, request.tools
         if len(prompt) >= context:
             raise CapacityError(
                 f"the prompt takes {len(prompt)} tokens, but the model's context is {context} and the answer needs "
                 "room too. Ask something shorter, offer fewer tools, or choose a model with a larger context."
             )
-        calls = sum(len(message.tool_calls) for message in request.messages)
+        calls = request.options.calls_left_out + sum(len(message.tool_calls) for message in request.messages)
         names = [str(tool["function"]["name"]) for tool in request.tools]
         delivery, options = self._delivery, request.options
         return Turn(
@@ -415,7 +448,7 @@ class EngineModel:
         return None
 
     def _ended(self, request: Request, calls: int, end: TurnEnd | BaseException) -> None:
-        self._delivery.last(request, end)
+        self._delivery.last(request, checked(end, request.options))
         if isinstance(end, TurnEnd) and end.message.tool_calls and request.options.masks and self._masks is not None:
             # the next turn of this chain is held to the same but for its calls' number: compile while the tools run
             with contextlib.suppress(RuntimeError):  # the engine is being closed

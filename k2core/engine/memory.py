@@ -55,7 +55,7 @@ class MemoryPlan:
             raise CapacityError(
                 f"cannot hold a context of {context} tokens: its cache takes {megabytes(need * block)} "
                 f"({memory.bytes_per_token} bytes per token), but {which}. Use a context of at most {most} tokens, "
-                "or allow more memory."
+                "or allow more cache memory."
             )
         return cls(context=context, block_tokens=memory.block_tokens, block_bytes=block, blocks=usable // block)
 

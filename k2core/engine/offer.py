@@ -7,6 +7,7 @@ from attrs import field, frozen
 
 from k2core.engine.forbidden import exhausted
 from k2core.engine.lark import literal
+from k2core.engine.schemas.reader import Unmanageable, build
 from k2core.errors import FormatError, InputError, nearest
 from k2core.language import GenerateOptions
 
@@ -42,7 +43,8 @@ def offered(tools: Sequence[Mapping[str, Any]], options: GenerateOptions) -> Off
 
     Raises:
         FormatError: a declaration has no function with a name.
-        InputError: `tool_choice` names a tool that is not declared, or asks for a call where none is possible.
+        InputError: `tool_choice` names a tool that is not declared, or asks for a call where none is possible; or
+            `response_schema` is no JSON Schema, or none that any value satisfies.
     """
     declared: dict[str, Mapping[str, Any]] = {}
     for number, tool in enumerate(tools):
@@ -52,6 +54,8 @@ def offered(tools: Sequence[Mapping[str, Any]], options: GenerateOptions) -> Off
         parameters = function.get("parameters")
         declared.setdefault(function["name"], NO_PARAMETERS if parameters is None else parameters)
     choice = options.tool_choice
+    if options.response_schema is not None:
+        see_schema(options.response_schema)
     forbidden = set(options.forbidden_tools)
     for name in {name for name, _ in options.forbidden_calls} & declared.keys() - forbidden:
         if exhausted(declared[name], [text for other, text in options.forbidden_calls if other == name]):
@@ -76,6 +80,27 @@ def offered(tools: Sequence[Mapping[str, Any]], options: GenerateOptions) -> Off
     if choice not in callable_:
         raise InputError(f"cannot force a call of '{choice}': it is forbidden in this turn. Use tool_choice auto.")
     return Offer(tools={choice: callable_[choice]}, most_calls=1, needs_call=True)
+
+
+def see_schema(schema: Any) -> None:
+    """See that a schema of contents is one, and that something satisfies it.
+
+    Raises:
+        InputError: it is not; says where.
+    """
+    import jsonschema
+
+    if not isinstance(schema, Mapping):
+        raise InputError(f"response_schema is {type(schema).__name__}, expected a JSON Schema as an object")
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+        build(schema)
+    except jsonschema.SchemaError as error:
+        raise InputError(
+            f"response_schema is no JSON Schema: at {error.json_path} {' '.join(error.message.split())}"
+        ) from error
+    except Unmanageable as error:
+        raise InputError(f"response_schema cannot be held to: {error}") from error
 
 
 def call_rules(offer: Offer, call_id: Callable[[str, int], str], *, begin: str, arguments: str, end: str = "") -> list[str]:

@@ -60,6 +60,7 @@ class Scheduler:
     cost: StepCost = field(factory=StepCost)
     _waiting: deque[Turn] = field(factory=deque, init=False)
     _running: list[Turn] = field(factory=list, init=False)
+    _moved: list[int] = field(factory=list, init=False)  # the conversation that a move has forgotten
     _crowded: bool = field(default=False, init=False)  # the first in the queue did not fit; asked again when a turn has ended
 
     def add(self, turn: Turn) -> None:
@@ -103,13 +104,18 @@ class Scheduler:
         live = [one for one in self.prefix.live if one.ids]
         return max(live, key=lambda one: (one.in_use, one.used), default=None)
 
+    def conversation(self) -> tuple[list[int], int | None]:
+        """The tokens used last, and the live sequence that holds them; none where a move has forgotten its cache."""
+        last = self.recent()
+        return (self._moved, None) if last is None else (list(last.ids), last.handle)
+
     def move(self, model: LoadedModel, plan: MemoryPlan) -> None:
         """Go on with another model: what running turns have in the cache is computed again there, the rest is forgotten.
 
         Raises:
             K2Error: the new model failed; everything is as before, and it holds nothing.
         """
-        tree = PrefixTree(model=model, most_blocks=plan.blocks)
+        tree, last = PrefixTree(model=model, most_blocks=plan.blocks), self.conversation()[0]
         moved: list[LiveSequence] = []
         try:
             for turn in self._running:
@@ -127,7 +133,7 @@ class Scheduler:
         tree.prompt_tokens, tree.cached_tokens = self.prefix.prompt_tokens, self.prefix.cached_tokens
         tree.computed_tokens += self.prefix.computed_tokens
         self.prefix.clear()
-        self.model, self.prefix, self.plan, self._crowded = model, tree, plan, False
+        self.model, self.prefix, self.plan, self._crowded, self._moved = model, tree, plan, False, last
 
     def step(self) -> None:
         """Let turns in, run one forward, and hand its rows out."""
@@ -167,6 +173,7 @@ class Scheduler:
     def _let_in(self, turn: Turn) -> bool:
         """Give *turn* its place, if its longest possible cache fits; a turn that is alone always gets it."""
         sequence = self.prefix.begin(turn.prompt)
+        self._moved = []
         need = self.plan.need(turn.longest, held=len(sequence.ids))
         try:
             fits = self.prefix.make_room(self._promised() + need) or not self._running

@@ -8,6 +8,7 @@ from attrs import define, field
 SHARE = 0.1  # of a new measurement
 SURPRISE = 4.0  # times what was known that a measurement counts for at most: somebody else's work took the time
 FORGET = 256  # forwards after which one size is measured afresh
+USUAL = 8  # guesses whose cost decides which are worth looking for; room for more makes none dearer
 PER_TOKEN = 0.05  # of a forward's time that a token more costs, where nobody has measured it
 
 
@@ -45,8 +46,8 @@ class StepCost:
 
     def least_chance(self, turns: int, most: int) -> float:
         """How likely a guess must be right to be worth its row beside so many turns: what a row more costs, in tokens."""
-        alone = self.of(turns)
-        return (self.of(turns + most) - alone) / most * turns / alone
+        alone, tried = self.of(turns), max(1, min(most, USUAL))
+        return (self.of(turns + tried) - alone) / tried * turns / alone
 
 
 def worthwhile(chances: Sequence[Sequence[float]], cost: StepCost, most: int) -> list[int]:

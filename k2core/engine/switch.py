@@ -1,19 +1,22 @@
 """Another model under a running conversation: the same tokens scored on both, before anything moves.
 
 The cache of the one cannot be read by the other, so it is computed again from token ids. The last of them are scored on both:
-what differs is reported, and beyond its limit the switch is refused and everything stays as it was.
+what differs is reported, and beyond its limit (`k2core.engine.limits`) the switch is refused and everything stays as it was.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
+import structlog
 from attrs import frozen
 
-from k2core.errors import InputError, K2Error
+from k2core.engine.limits import Limit, Measure, limit_of, median_of, row_errors
+from k2core.engine.options import whole
+from k2core.errors import InputError, K2Error, said
 from k2core.interfaces import Array, LoadedModel, SequenceInput, Want
 
+log = structlog.get_logger()
 CHUNK = 512  # tokens per forward while a cache is computed again
-EXACT_DELTA = 1e-3  # of two backends in `exact`, end to end; greedy tokens agree wherever the best leads by twice as much
 
 
 @frozen(kw_only=True)
@@ -24,31 +27,38 @@ class SwitchReport:
         tokens: positions that were compared.
         context: tokens before and with them.
         max_delta: largest difference of two logits.
+        error: median over positions of the normalised mean square error of the logits.
         mean_kl, max_kl: of the second's next-token distribution from the first's, nats per position.
         flips: positions with another most probable token.
-        clear_flips: of these, where the first's lead over its second choice exceeds twice the limit.
-        limit: the most that `max_delta` may be.
+        clear_flips: of these, where the first's lead over its second choice exceeds twice the limit of `max_delta`.
+        limit: the most that `max_delta` or `error` may be.
+        measure: which of the two, see `k2core.engine.limits.Limit`.
     """
 
     tokens: int
     context: int
     max_delta: float
+    error: float
     mean_kl: float
     max_kl: float
     flips: int
     clear_flips: int
     limit: float
+    measure: Measure = "delta"
 
     @property
     def is_within(self) -> bool:
         """Whether the switch may be made."""
+        if self.measure == "error":
+            return self.error <= self.limit
         return self.max_delta <= self.limit and not self.clear_flips
 
     def __str__(self) -> str:
-        return (
-            f"{self.tokens} tokens: max |Δlogit| {self.max_delta:.2e} (limit {self.limit:.0e}), "
-            f"KL mean {self.mean_kl:.1e} max {self.max_kl:.1e}, {self.flips} argmax flips, {self.clear_flips} of them clear"
-        )
+        told, limit = f"max |Δlogit| {self.max_delta:.2e}", Limit(most=self.limit, measure=self.measure)
+        rest = f"KL mean {self.mean_kl:.1e} max {self.max_kl:.1e}, {self.flips} argmax flips"
+        if self.measure == "error":
+            return f"{self.tokens} tokens: median error {self.error:.1e} ({limit}), {told}, {rest}"
+        return f"{self.tokens} tokens: {told} ({limit}), {rest}, {self.clear_flips} of them clear"
 
 
 class SwitchRefused(K2Error):
@@ -59,28 +69,12 @@ class SwitchRefused(K2Error):
         self.report = report
 
 
-def limit_of(old: LoadedModel, new: LoadedModel, limit: float | None) -> float:
-    """The most that logits may differ: *limit*, or what the contract of both models' numerics says.
-
-    Raises:
-        InputError: no contract covers the two numerics, and no limit is given; the limit is no number; or their
-            vocabularies differ.
-    """
-    if old.geometry.vocab_size != new.geometry.vocab_size:
-        raise InputError(
-            f"cannot switch: the new model has {new.geometry.vocab_size} tokens, the old one {old.geometry.vocab_size}. "
-            "Only the same checkpoint on another backend can go on with a conversation."
-        )
-    if limit is not None:
-        if np.isnan(limit):
-            raise InputError(f"cannot switch within a limit of {limit}: give the largest difference of logits")
-        return limit
-    if old.numerics == new.numerics == "exact":
-        return EXACT_DELTA
-    raise InputError(
-        f"cannot judge a switch from numerics '{old.numerics}' to '{new.numerics}': only exact to exact has a limit of its "
-        "own. Give the largest difference of logits to accept."
-    )
+def closed_aloud(model: LoadedModel) -> None:
+    """Close a model that nobody waits for any more; where that fails, it is logged."""
+    try:
+        model.close()
+    except Exception as error:  # a stranger's backend may raise anything
+        log.warning("model.close_failed", reason=said(error))
 
 
 def score(model: LoadedModel, token_ids: Sequence[int], last: int, *, held: int | None = None) -> Array:
@@ -106,7 +100,7 @@ def score(model: LoadedModel, token_ids: Sequence[int], last: int, *, held: int 
         model.free(handle)
 
 
-def compare(old: Array, new: Array, *, context: int, limit: float) -> SwitchReport:
+def compare(old: Array, new: Array, *, context: int, limit: Limit) -> SwitchReport:
     """The report on two scores of the same tokens.
 
     Args:
@@ -119,16 +113,18 @@ def compare(old: Array, new: Array, *, context: int, limit: float) -> SwitchRepo
     divergence = np.maximum((np.exp(left) * (left - right)).sum(1), 0.0)
     flipped = first.argmax(1) != second.argmax(1)
     top = np.partition(first, -2, axis=1)[:, -2:]
-    clear = flipped & (top[:, 1] - top[:, 0] > 2 * limit)
+    clear = flipped & (top[:, 1] - top[:, 0] > 2 * limit.most) & (limit.measure == "delta")
     return SwitchReport(
         tokens=len(first),
         context=context,
         max_delta=_finite_max(np.abs(first - second)),
+        error=median_of(row_errors(first, second)),
         mean_kl=float(divergence.mean()),
         max_kl=_finite_max(divergence),
         flips=int(flipped.sum()),
         clear_flips=int(clear.sum()),
-        limit=limit,
+        limit=limit.most,
+        measure=limit.measure,
     )
 
 
@@ -138,10 +134,10 @@ def judge(
     """Score the last *check* of *token_ids* on both models; *held* is a live sequence of the old one that holds them all.
 
     Raises:
-        InputError: *check* is below 1, or see `limit_of`.
+        InputError: *check* is no whole number from 1 on, or see `limit_of`.
         SwitchRefused: they differ by more than the limit.
     """
-    if check < 1:
+    if whole("check", check) < 1:
         raise InputError(f"cannot switch after checking {check} tokens; check at least 1")
     allowed = limit_of(old, new, limit)
     last = min(check, len(token_ids))

@@ -27,6 +27,7 @@ from k2core.events import (
     Live,
     ResultsHidden,
     RunEnded,
+    StepsLeftOut,
     Stored,
     ToolIntent,
     ToolReturned,
@@ -500,6 +501,30 @@ def test_old_results_are_hidden_in_a_block_when_the_context_is_nearly_full(tmp_p
     assert shown[0] == projection.HIDDEN and shown[-1] == long
 
 
+def test_steps_are_left_out_in_blocks_when_hiding_is_not_enough(tmp_path: Path) -> None:
+    """A run of many calls stays within a small context: the oldest steps go, in blocks, and calls are numbered on."""
+    thought = "So it goes on and on as it did before."
+    script = [*(calling("double", {"number": index}, index, thought) for index in range(60)), answering("Hello.", 60)]
+    agent = agent_of(tmp_path, script)
+    agent.model.profile = ModelProfile(context=250)
+    agent.limits = evolve(agent.limits, calls=100)
+    result, events = ask(agent)
+
+    assert result.status == "answered"
+    left_out = [event.through for event in of_kind(events, StepsLeftOut)]
+    assert 1 < len(left_out) < 12 and left_out == sorted(set(left_out))
+    numbers = [
+        one.options.calls_left_out + sum(len(message.tool_calls) for message in one.messages) for one in agent.model.requests
+    ]
+    assert numbers == list(range(61))
+    assert max(turn.usage.prompt_tokens for turn in of_kind(events, TurnEnded)) <= 250
+    shown = projection.messages(stored(events))
+    assert [one.role for one in shown[:2]] == ["system", "user"]
+    called = [int(call.id.rpartition(":")[2]) for one in shown for call in one.tool_calls]
+    assert called == list(range(left_out[-1] + 1, 61))
+    assert len([one for one in shown if one.role == "tool"]) == len(called)
+
+
 def test_nothing_is_hidden_while_there_is_room() -> None:
     """A short conversation keeps every result."""
     messages = [
@@ -508,4 +533,4 @@ def test_nothing_is_hidden_while_there_is_room() -> None:
         Message(role="tool", content="2", tool_call_id="functions.double:0"),
     ]
 
-    assert window.to_hide(messages, Usage(prompt_tokens=10, completion_tokens=5), 1000) == ()
+    assert window.make_room(messages, Usage(prompt_tokens=10, completion_tokens=5), 1000) is None

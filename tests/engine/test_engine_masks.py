@@ -4,12 +4,16 @@ import asyncio
 import json
 
 import pytest
+from attrs import evolve
 from engine.test_engine import USER, engine, turn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from k2core.engine.offer import offered
+from k2core.engine.options import checked, sampler_of
 from k2core.errors import InputError
 from k2core.interfaces import GenerateOptions
+from k2core.messages import Message, TurnEnd, Usage
 from k2core.testing.formats import CONTROL, ByteTokenizer
 from k2core.testing.loaded import HashModel
 from k2core.tools import schema_errors
@@ -167,3 +171,43 @@ def test_what_only_masks_can_hold_to_is_refused_without_them(where):
         for asked in ({"tool_choice": "required"}, {"response_schema": {}}, {"forbidden_tools": ("add",)}):
             with pytest.raises(InputError, match=f"{next(iter(asked))} cannot be held to without masks"):
                 said(made, **asked, **options)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [5, "x", [], False, {"type": "strange"}, {"enum": []}, {"type": "integer", "minimum": 5, "maximum": 3},
+     {"type": "object", "properties": 5}],
+)  # fmt: skip
+def test_a_response_schema_that_is_none_is_refused(schema):
+    """What is no schema, and what nothing satisfies, is one line when the turn is asked for."""
+    with pytest.raises(InputError, match="response_schema"):
+        offered([], GenerateOptions(response_schema=schema))
+
+
+@pytest.mark.parametrize(
+    ("content", "schema", "problem"),
+    [
+        ("[1,1]", {"type": "array", "uniqueItems": True}, "non-unique"),
+        ('{"a":1}', {"if": {"required": ["a"]}, "then": {"required": ["b"]}}, "'b' is a required property"),
+        ("[1,", {"type": "array"}, "no JSON"),
+        ("[1,2]", {"type": "array", "uniqueItems": True}, ""),
+    ],
+)
+def test_contents_are_checked_for_what_masks_do_not_hold_to(content, schema, problem):
+    """A turn whose content is whole and wrong ends in an error that says how; a cut one, or one with calls, does not."""
+    end = TurnEnd(message=Message(role="assistant", content=content), finish_reason="stop", usage=Usage())
+    options = GenerateOptions(response_schema=schema)
+    found = checked(end, options)
+    assert (problem in str(found)) if problem else found is end
+    cut = evolve(end, finish_reason="length")
+    assert checked(cut, options) is cut
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"forbidden_tools": "calculator"}, {"forbidden_calls": ("calculator",)}, {"forbidden_calls": "x"}, {"masks": "no"}],
+)
+def test_options_of_the_wrong_form_are_refused(options):
+    """A text is no list of names, a name is no pair, and a word is no answer to yes or no."""
+    with pytest.raises(InputError, match=next(iter(options))):
+        sampler_of(GenerateOptions(**options))

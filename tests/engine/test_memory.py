@@ -55,7 +55,7 @@ def test_without_a_limit_a_small_model_stays_small():
             None,
             "context of 262144 tokens: its cache takes 18,421 MB (70272 bytes per token), but 8,000 MB are free for it",
         ),
-        (None, 500 * MB, "but the limit is 500 MB. Use a context of at most 7104 tokens, or allow more memory."),
+        (None, 500 * MB, "but the limit is 500 MB. Use a context of at most 7104 tokens, or allow more cache memory."),
         (50 * MB, 500 * MB, "cannot plan 500 MB of cache memory: 50.0 MB are free. Give a smaller limit."),
     ],
 )

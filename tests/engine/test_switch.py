@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from k2core.engine.engine import EngineModel
-from k2core.engine.switch import EXACT_DELTA, SwitchRefused, compare, score
+from k2core.engine.limits import EXACT_DELTA, Limit
+from k2core.engine.switch import SwitchRefused, compare, score
 from k2core.errors import CapacityError, InputError, K2Error
 from k2core.interfaces import GenerateOptions, ModelProfile
 from k2core.messages import Message, TurnEnd
@@ -122,7 +123,11 @@ def test_what_cannot_be_judged_is_refused_in_one_line():
             (HashModel(vocab=7), {}, InputError, "the new model has 7 tokens"),
             (other, {}, InputError, "from numerics 'exact' to 'w4a8'"),
             (HashModel(vocab=ByteTokenizer.vocab_size), {"check": 0}, InputError, "check at least 1"),
-            (HashModel(vocab=ByteTokenizer.vocab_size), {"limit": float("nan")}, InputError, "limit of nan"),
+            (HashModel(vocab=ByteTokenizer.vocab_size), {"check": "x"}, InputError, "check is 'x', a str"),
+            *(
+                (HashModel(vocab=ByteTokenizer.vocab_size), {"limit": limit}, InputError, "it must be a positive number")
+                for limit in (float("nan"), float("inf"), 0, -0.5, True, "x")
+            ),
             (HashModel(vocab=ByteTokenizer.vocab_size, free_bytes=10), {}, CapacityError, "context of 100000 tokens"),
         ):
             with pytest.raises(error, match=said):
@@ -143,7 +148,7 @@ def test_the_report_by_definition(tokens, vocab, seed, size):
     rng = np.random.default_rng(seed)
     old = rng.normal(size=(tokens, vocab)).astype(np.float32)
     new = (old + size * rng.normal(size=old.shape)).astype(np.float32)
-    report = compare(old, new, context=10, limit=0.05)
+    report = compare(old, new, context=10, limit=Limit(most=0.05))
     p, q = (np.exp(one.astype(np.float64)) / np.exp(one.astype(np.float64)).sum(1, keepdims=True) for one in (old, new))
     divergence = (p * np.log(p / q)).sum(1)
     lead = np.sort(old.astype(np.float64), axis=1)
