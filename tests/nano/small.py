@@ -9,7 +9,7 @@ import torch
 from attrs import frozen
 
 from k2core_nano.train.geometry import Geometry
-from k2core_nano.train.trainer import parser
+from k2core_nano.train.options import parse
 
 SMALL = Geometry(
     vocab_size=48, hidden_size=32, num_hidden_layers=3, intermediate_size=64, n_routed_experts=4, moe_intermediate_size=32,
@@ -46,10 +46,17 @@ def copies(seed: int, *, tokens: int, phase: str) -> Iterator[Documents]:
         yield Documents(prefix=[rng.randrange(4, 40) for _ in range(5)], documents=documents)
 
 
+def broken(seed: int, *, tokens: int, phase: str) -> Iterator[Documents]:
+    """A generator with a mistake in its third step."""
+    if seed // 128 % 1_000_003 == 2:
+        raise ValueError("a mistake")
+    return copies(seed, tokens=tokens, phase=phase)
+
+
 def options(*extra: str) -> Any:
     """Command-line options for a tiny single-process run."""
     sizes = "--processes 1 --step-tokens 600 --copy-step-tokens 600 --pass-tokens 300 --warmup-steps 5"
-    return parser().parse_args(["--out", "unused", *sizes.split(), *extra])
+    return parse(["--out", "unused", *sizes.split(), *extra])
 
 
 def reference_logits(tensors: dict[str, Any], config: dict[str, Any], ids: list[int]) -> Any:

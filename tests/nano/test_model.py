@@ -4,6 +4,7 @@ import random
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,8 +33,16 @@ def random_group(seed: int, prefix: int, lengths: list[int]) -> Documents:
 
 
 @settings(max_examples=15)
-@given(seed=st.integers(0, 9999), prefix=st.integers(0, 9), lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6))
-def test_a_shared_prefix_trains_like_whole_sequences(seed: int, prefix: int, lengths: list[int]) -> None:
+@given(
+    seed=st.integers(0, 9999),
+    prefix=st.integers(0, 9),
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    overhead=st.sampled_from((2, 1024)),
+    score_limit=st.sampled_from((0, 150)),
+)
+def test_a_shared_prefix_trains_like_whole_sequences(
+    seed: int, prefix: int, lengths: list[int], overhead: int, score_limit: int
+) -> None:
     """Loss and every gradient of a packed group equal those of each prefix + document as a sequence of its own."""
     torch.manual_seed(seed)
     model = NanoModel(SMALL).double()
@@ -54,7 +63,7 @@ def test_a_shared_prefix_trains_like_whole_sequences(seed: int, prefix: int, len
                 total += float(loss.detach())
         return total, [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
 
-    packed_loss, packed = gradients([pack([group], overhead=2)])
+    packed_loss, packed = gradients([pack([group], overhead=overhead, score_limit=score_limit)])
     plain_loss, plain = gradients([pack([one]) for one in whole])
     assert packed_loss == pytest.approx(plain_loss, rel=1e-9, abs=1e-9)
     for (name, _), left, right in zip(model.named_parameters(), packed, plain, strict=True):
@@ -147,3 +156,14 @@ def test_clipping_brings_the_largest_logit_to_the_limit() -> None:
     assert clipped == int((before > limit).sum())
     assert torch.allclose(peaks(), before.clamp_max(limit), rtol=1e-4)
     assert torch.equal(values, key_value.view(2, -1, SMALL.kv_lora_rank)[:, SMALL.qk_nope_head_dim :])
+
+
+def test_probing_covers_every_family() -> None:
+    """A model that knows nothing gets no call right, and every family of the specification is asked."""
+    from k2core_nano.train.probe import FAMILIES, probe
+
+    model = NanoModel(evolve(SMALL, vocab_size=3072, max_position_embeddings=2048))
+    scores = probe(model, questions=1, level=2, seed=1)
+    assert set(scores) == set(FAMILIES)
+    assert all(score.questions == 1 and score.first == 0 for score in scores.values())
+    assert sum(score.calls for score in scores.values()) > len(FAMILIES) // 2

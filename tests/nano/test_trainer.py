@@ -119,7 +119,7 @@ atexit.register(product)
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short run in two processes; each left a file in products/ with a product too small to be normal."""
     folder = tmp_path_factory.mktemp("ranks")
-    size = evolve(SMALL, vocab_size=1536, max_position_embeddings=2048)
+    size = evolve(SMALL, vocab_size=3072, max_position_embeddings=2048)
     (folder / "config.json").write_text(json.dumps(size.config(bos_token_id=0, eos_token_id=1, pad_token_id=2)))
     (folder / "sitecustomize.py").write_text(AT_EXIT)  # every Python process that finds it runs it when it starts
     (folder / "products").mkdir()

@@ -4,6 +4,9 @@ The batch is one flat row of tokens. A `Block` is a rectangle in it: `rows` docu
 Every document attends to the block's prefix (rows computed once, elsewhere in the same flat batch) and causally to itself,
 which is exactly attention over the sequence prefix + document. Written out as matmul, softmax, matmul: on CPU at head size
 64 this is several times faster than the fused kernel's backward.
+
+With bfloat16 inputs, scores and softmax and the gradients through them are float32, as are the sums over the documents of a
+prefix; the other products are bfloat16. For a GPU the rectangles should be few and large (`packing`).
 """
 
 from functools import lru_cache
@@ -12,6 +15,8 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch import Tensor
+
+from k2core_nano.train.precision import wide
 
 
 @frozen(kw_only=True)
@@ -31,8 +36,8 @@ class Block:
 
 
 @lru_cache(maxsize=512)
-def _causal_mask(length: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((length, length), float("-inf"), dtype=dtype).triu(1)  # (query, key)
+def _causal_mask(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu(1)  # (query, key)
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -47,27 +52,28 @@ class _BlockAttention(torch.autograd.Function):
         peak: Tensor | None,
     ) -> Tensor:
         heads, width = query.shape[1], value.shape[2]
+        dtype, full = query.dtype, wide(query.dtype)  # the same but for bfloat16, and then every cast below does nothing
         out = torch.empty_like(value)
         kept: list[Tensor] = []
         for block in blocks:
             rows, length, prefix = block.rows, block.length, block.prefix_length
             here = slice(block.start, block.end)
-            q = query[here].mul(scale).transpose(0, 1).contiguous()  # (heads, rows * length, dim)
+            q = query[here].to(full).mul(scale).transpose(0, 1).contiguous()  # (heads, rows * length, dim)
             k = key[here].transpose(0, 1).reshape(heads * rows, length, -1)
             v = value[here].transpose(0, 1).reshape(heads * rows, length, width)
-            own = torch.baddbmm(_causal_mask(length, q.dtype), q.view(heads * rows, length, -1), k.mT)
+            own = torch.baddbmm(_causal_mask(length, full, q.device), q.view(heads * rows, length, -1), k.mT.to(full))
             scores = own.view(heads, rows * length, length)
             if prefix:
                 before = slice(block.prefix_start, block.prefix_start + prefix)
-                scores = torch.cat(
-                    [torch.bmm(q, key[before].permute(1, 2, 0)), scores], -1
-                )  # (heads, rows * length, prefix + length)
+                shared = torch.bmm(q, key[before].permute(1, 2, 0).to(full))
+                scores = torch.cat([shared, scores], -1)  # (heads, rows * length, prefix + length)
             if peak is not None:
                 torch.maximum(peak, scores.amax((1, 2)), out=peak)
             p = scores.softmax(-1)
-            o = torch.bmm(p[..., prefix:].view(heads * rows, length, length), v).view(heads, rows * length, width)
+            share = p.to(dtype)
+            o = torch.bmm(share[..., prefix:].view(heads * rows, length, length), v).view(heads, rows * length, width)
             if prefix:
-                o = o.baddbmm_(p[..., :prefix], value[before].transpose(0, 1))
+                o = o.baddbmm_(share[..., :prefix], value[before].transpose(0, 1))
             out[here] = o.transpose(0, 1)
             kept += [q, k, v, p]
         ctx.save_for_backward(key, value, *kept)
@@ -78,7 +84,8 @@ class _BlockAttention(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         key, value, *kept = ctx.saved_tensors
         heads, width = value.shape[1], value.shape[2]
-        d_query, d_key, d_value = torch.zeros_like(key), torch.zeros_like(key), torch.zeros_like(value)
+        dtype, full = key.dtype, wide(key.dtype)
+        d_query, d_key, d_value = (torch.zeros_like(like, dtype=full) for like in (key, key, value))
         # documents first, so that a prefix block adds to what its documents left on the prefix rows
         for index in reversed(range(len(ctx.blocks))):
             block = ctx.blocks[index]
@@ -87,14 +94,16 @@ class _BlockAttention(torch.autograd.Function):
             here = slice(block.start, block.end)
             d_out = grads[0][here].transpose(0, 1).contiguous()  # (heads, rows * length, width)
             d_own = d_out.view(heads * rows, length, width)
-            p_own = p[..., prefix:].view(heads * rows, length, length)
+            share = p.to(dtype)
+            p_own = share[..., prefix:].view(heads * rows, length, length)
             d_value[here] += torch.bmm(p_own.mT, d_own).view(heads, -1, width).transpose(0, 1)
-            d_p = torch.bmm(d_own, v.mT).view(heads, rows * length, length)
+            d_p = torch.bmm(d_own.to(full), v.mT.to(full)).view(heads, rows * length, length)
             if prefix:
                 before = slice(block.prefix_start, block.prefix_start + prefix)
-                d_value[before] += torch.bmm(p[..., :prefix].mT, d_out).transpose(0, 1)
-                d_p = torch.cat([torch.bmm(d_out, value[before].permute(1, 2, 0)), d_p], -1)
-            d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype)
+                d_value[before] += torch.bmm(share[..., :prefix].mT, d_out).transpose(0, 1)
+                d_p = torch.cat([torch.bmm(d_out.to(full), value[before].permute(1, 2, 0).to(full)), d_p], -1)
+            d_s = torch._softmax_backward_data(d_p, p, -1, p.dtype).to(dtype)
+            q = q.to(dtype)
             d_s_own = d_s[..., prefix:].view(heads * rows, length, length)
             d_q = torch.bmm(d_s_own, k).view(heads, rows * length, -1)
             d_key[here] += (
@@ -104,7 +113,7 @@ class _BlockAttention(torch.autograd.Function):
                 d_q = d_q.baddbmm_(d_s[..., :prefix], key[before].transpose(0, 1))
                 d_key[before] += torch.bmm(d_s[..., :prefix].mT, q).transpose(0, 1)
             d_query[here] = d_q.mul_(ctx.scale).transpose(0, 1)
-        return d_query, d_key, d_value, None, None, None
+        return d_query.to(dtype), d_key.to(dtype), d_value.to(dtype), None, None, None
 
 
 def block_attention(
@@ -114,11 +123,11 @@ def block_attention(
 
     Args:
         query: (tokens, heads, dim) float, positions already encoded.
-        key: (tokens, heads, dim) float.
-        value: (tokens, heads, value_dim) float.
+        key: (tokens, heads, dim) in query's dtype.
+        value: (tokens, heads, value_dim) in query's dtype.
         blocks: rectangles that tile the flat batch without overlap; a prefix is itself a block of one row.
         scale: factor on the dot products.
-        peak: (heads,) when given, raised to the largest scaled logit of each head.
+        peak: (heads,) float32 when given, raised to the largest scaled logit of each head.
 
     Returns:
         (tokens, heads, value_dim), differentiable in query, key and value.

@@ -1,20 +1,24 @@
 """Checkpoints of training: one file with everything that the next step depends on.
 
-Keys: geometry and options (plain values), counters, masters (parameter name -> unrounded float32), bias (one (experts,) float32
-selection bias per MoE layer), adam and muon (optimiser states), family_smooth (family -> loss). `export` and `probe` read it
-too.
+Keys: geometry and options (plain values), machine (names; not in older files), counters, masters (parameter name -> unrounded
+float32), bias (one (experts,) float32 selection bias per MoE layer), adam and muon (optimiser states), family_smooth (family ->
+loss). All tensors are written from the CPU, so a file goes on with any device and precision; an option that an older file lacks
+had its default value then. `export` and `probe` read it too.
 """
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from attrs import asdict
+from torch import Tensor
 
 from k2core.errors import CheckpointError
 from k2core_nano.train.export import load_exported
 from k2core_nano.train.geometry import Geometry
+from k2core_nano.train.machine import machine
 from k2core_nano.train.training import Trainer
 
 
@@ -23,16 +27,24 @@ def save(trainer: Trainer, path: Path) -> None:
     state = {
         "geometry": asdict(trainer.model.geometry),
         "options": {k: v for k, v in vars(trainer.options).items() if isinstance(v, (int, float, str, bool)) or v is None},
+        "machine": machine(trainer.device, trainer.options.precision),
         "counters": dict(trainer.counters),
         "masters": dict(zip(trainer.names, trainer.masters, strict=True)),
         "bias": [layer.gate.e_score_correction_bias for layer in trainer.model.moe_layers],
-        "adam": trainer.adam.state_dict(),
-        "muon": trainer.muon.state_dict(),
+        **trainer.optimisers.state_dict(),
         "family_smooth": dict(trainer.family_smooth),
     }
     part = path.with_suffix(".part")
-    torch.save(state, part)
+    torch.save(_on_cpu(state), part)
     part.replace(path)
+
+
+def _on_cpu(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, dict):
+        return {key: _on_cpu(one) for key, one in value.items()}
+    return [_on_cpu(one) for one in value] if isinstance(value, list) else value
 
 
 def begin(trainer: Trainer, folder: Path) -> None:
@@ -68,7 +80,7 @@ def load(trainer: Trainer, path: Path, *, restart_schedule: bool) -> None:
         restart_schedule: whether the budget counts from here instead of from the very start.
 
     Raises:
-        CheckpointError: the checkpoint is of a model of another size.
+        CheckpointError: the checkpoint is of a model of another size, or of another optimiser.
     """
     state = torch.load(path, weights_only=True)
     if Geometry(**state["geometry"]) != trainer.model.geometry:
@@ -76,12 +88,17 @@ def load(trainer: Trainer, path: Path, *, restart_schedule: bool) -> None:
             f"cannot resume from {path}: it holds {state['geometry']}, the model is {trainer.model.geometry}. "
             "Give the --geometry it was trained with."
         )
+    optimizer = state["options"].get("optimizer", "muonclip")
+    if optimizer != trainer.options.optimizer:
+        raise CheckpointError(
+            f"cannot resume from {path} with --optimizer {trainer.options.optimizer}: it was trained with {optimizer}. "
+            f"Give --optimizer {optimizer}, or begin from exported weights (--weights)."
+        )
     for name, master in zip(trainer.names, trainer.masters, strict=True):
         master.copy_(state["masters"][name])
     for layer, bias in zip(trainer.model.moe_layers, state["bias"], strict=True):
         layer.gate.e_score_correction_bias.copy_(bias)
-    trainer.adam.load_state_dict(state["adam"])
-    trainer.muon.load_state_dict(state["muon"])
+    trainer.optimisers.load_state_dict(state)
     trainer.counters.update(state["counters"])
     trainer.family_smooth = dict(state["family_smooth"])
     trainer.counters["start_step"] = trainer.counters["step"]

@@ -1,7 +1,8 @@
 """Mixture of experts for training: sort the tokens by expert, one pair of matrix products per expert, undo the sort.
 
 Dispatch and combine are autograd functions of their own because each token has exactly `top_k` copies: gradients then are
-gathers along the inverse permutation instead of the slow scattered additions of index_select's own backward on CPU.
+gathers along the inverse permutation instead of the slow scattered additions of index_select's own backward on CPU. A GPU takes
+the form of `padded` instead, because a loop over experts is many small kernels there.
 """
 
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from k2core_nano.train.swiglu import swiglu_backward
 
 
 class _Dispatch(torch.autograd.Function):
@@ -84,20 +87,6 @@ class _ExpertMlp(torch.autograd.Function):
         return d_x, d_gate_up, d_down, None
 
 
-def swiglu_backward(d_activated: Tensor, both: Tensor) -> Tensor:
-    """Gradient of silu(both[:, :inner]) * both[:, inner:] in `both` (tokens, 2 * inner)."""
-    inner = both.shape[1] // 2
-    gate, up = both[:, :inner], both[:, inner:]
-    d_both = torch.empty_like(both)
-    sigmoid = gate.sigmoid()
-    silu = gate * sigmoid
-    torch.mul(d_activated, silu, out=d_both[:, inner:])
-    # silu'(g) = s + silu (1 - s)
-    sigmoid.add_(silu.mul_(1 - sigmoid)).mul_(up)
-    torch.mul(d_activated, sigmoid, out=d_both[:, :inner])
-    return d_both
-
-
 def routed_experts(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted sum of every token's experts.
 
@@ -106,7 +95,7 @@ def routed_experts(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor,
         gate_up: (experts, 2, inner, hidden) float, gate first.
         down: (experts, hidden, inner) float.
         expert_ids: (tokens, top_k) int64, no duplicates in a row.
-        weights: (tokens, top_k) float.
+        weights: (tokens, top_k) float, rounded to x's dtype.
 
     Returns:
         (tokens, hidden) result and (experts,) int64 number of rows each expert saw.
@@ -115,9 +104,9 @@ def routed_experts(x: Tensor, gate_up: Tensor, down: Tensor, expert_ids: Tensor,
     flat = expert_ids.reshape(-1)
     order = flat.to(torch.uint8).argsort(stable=True)
     inverse = torch.empty_like(order)
-    inverse[order] = torch.arange(order.shape[0])
+    inverse[order] = torch.arange(order.shape[0], device=order.device)
     counts = torch.bincount(flat, minlength=gate_up.shape[0])
     rows: Tensor = _Dispatch.apply(x, order, inverse, top_k)  # type: ignore[no-untyped-call]
     rows = _ExpertMlp.apply(rows, gate_up, down, counts.tolist())  # type: ignore[no-untyped-call]
     per_choice: Tensor = _Combine.apply(rows, order, inverse, top_k)  # type: ignore[no-untyped-call]
-    return torch.bmm(weights.unsqueeze(1), per_choice).squeeze(1), counts
+    return torch.bmm(weights.to(x.dtype).unsqueeze(1), per_choice).squeeze(1), counts

@@ -3,8 +3,8 @@
     python -m k2core_nano.train.export --checkpoint DIR/latest.pt --out FOLDER --bos ID --eos ID --pad ID
 
 Works while training runs: checkpoints are replaced in one move. The folder holds config.json, generation_config.json,
-training.json and model.safetensors: routed experts as compressed-tensors pack-quantized INT4 group 32,
-e_score_correction_bias float32, the rest bfloat16.
+training.json (counters, losses, options, and the machine that the checkpoint was written on) and model.safetensors: routed
+experts as compressed-tensors pack-quantized INT4 group 32, e_score_correction_bias float32, the rest bfloat16.
 """
 
 import argparse
@@ -87,7 +87,9 @@ def export(
         "smoothed_loss": counters["smooth"],
         "family_losses": {name: round(value, 5) for name, value in sorted(state["family_smooth"].items())},
         "trained_rounded": counters["rounding"],
+        "first_losses": counters.get("first_losses", []),
         **({"began_from": counters["began_from"]} if "began_from" in counters else {}),
+        "machine": state.get("machine", {"device": "cpu", "precision": "float32"}),  # older checkpoints name none
         "options": options,
         **(about or {}),
     }

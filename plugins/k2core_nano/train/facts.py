@@ -5,13 +5,24 @@ Values are random even for real countries and elements: the model must copy what
 
 import difflib
 import random
+from collections.abc import Sequence
 from functools import cache
 
 from attrs import evolve
 
 from k2core_nano.train import arithmetic, names, phrasing
 from k2core_nano.train.fact_policies import policy
-from k2core_nano.train.fact_wordings import ATTRIBUTES, COMPARE, DIFFERENCE, FACT, MORE, MORE_DIFFERENCE, TOTAL
+from k2core_nano.train.fact_wordings import (
+    ARTICLES,
+    ATTRIBUTES,
+    COMPARE,
+    DIFFERENCE,
+    ENTITY_FORMS,
+    FACT,
+    MORE,
+    MORE_DIFFERENCE,
+    TOTAL,
+)  # fmt: skip
 from k2core_nano.train.questions import Question
 from k2core_nano.train.world import Fact, evaluate
 from k2core_tools.calculator import render
@@ -25,12 +36,20 @@ _WITH_ARTICLE = (
     "Netherlands", "Philippines", "Maldives", "Gambia", "Seychelles", "Solomon Islands", "Comoros", "United Arab Emirates",
     "United Kingdom", "United States",
 )  # fmt: skip
+_ENDINGS = tuple(one for one in ARTICLES if one.startswith(" "))
+_BEGINNINGS = tuple(one for one in ARTICLES if not one.startswith(" "))
 _FRAMES = {"fact": FACT, "total": TOTAL, "difference": DIFFERENCE, "compare": COMPARE}
 
 
 @cache
 def frames(family: str, attribute: str) -> tuple[str, ...]:
     """The family's frames in the words of one attribute."""
+    own = {"compare": MORE, "difference": MORE_DIFFERENCE}.get(family, ()) if ATTRIBUTES[attribute].more else ()
+    return _expanded(joined(own, _FRAMES[family]), attribute)
+
+
+@cache
+def _expanded(frames: tuple[str, ...], attribute: str) -> tuple[str, ...]:
     words = ATTRIBUTES[attribute]
     macros = {
         "A": words.terms,
@@ -40,8 +59,15 @@ def frames(family: str, attribute: str) -> tuple[str, ...]:
         "less": words.less,
         "most": words.most,
     }
-    own = {"compare": MORE, "difference": MORE_DIFFERENCE}.get(family, ()) if words.more else ()
-    return phrasing.with_macros((*own, *_FRAMES[family]), macros)
+    return phrasing.with_macros(frames, macros)
+
+
+def joined(own: Sequence[str], frames: Sequence[str]) -> tuple[str, ...]:
+    """Both lists' frames, with what either holds out at the end: as many as of one list."""
+    kept = phrasing.HELD_OUT_FRAMES
+    if not own:
+        return tuple(frames)
+    return (*own[:-kept], *frames[:-kept], *own[-kept // 2 :], *frames[-(kept - (kept + 1) // 2) :])
 
 
 def entity(rng: random.Random, kind: str, held_out: bool) -> str:
@@ -54,17 +80,12 @@ def entity(rng: random.Random, kind: str, held_out: bool) -> str:
     name = names.invented(rng, held_out)
     if kind == "element":
         return name.lower() if rng.random() < 0.7 else name
-    forms = {
-        "mountain": ("Mount {}", "Mount {}", "{} Peak", "{}"),
-        "river": ("{} River", "{} River", "River {}", "{}"),
-        "lake": ("Lake {}", "Lake {}", "{}"),
-    }
-    return rng.choice(forms.get(kind, ("{}",))).format(name)
+    return rng.choice(ENTITY_FORMS.get(kind, ("{}",))).format(name)
 
 
 def in_prose(rng: random.Random, name: str) -> str:
     """The name as a sentence has it: some take an article."""
-    if name in _WITH_ARTICLE or (name.endswith(" River") and rng.random() < 0.8):
+    if name in _WITH_ARTICLE or ((name.endswith(_ENDINGS) or name.startswith(_BEGINNINGS)) and rng.random() < 0.8):
         return f"the {name}"
     return name
 
@@ -123,21 +144,21 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
     )
     asked = [fact.entity for fact in rows]
     world = list(rows)
-    lost = False
+    lost, kind_of_odd = False, ""
     odd = rng.random()
     chance = 1.0 if family == "fact" else 0.4
     if odd < 0.06 * chance and len(asked[0]) > 4:
-        asked[0] = names.misspelt(rng, asked[0])
+        kind_of_odd, asked[0] = "misspelt", names.misspelt(rng, asked[0])
         lost = difflib.get_close_matches(asked[0], [fact.entity for fact in world], n=1, cutoff=0.0)[0] != rows[0].entity
     elif odd < 0.13 * chance and words.synonyms:
         place = rng.randrange(count)
-        world[place] = evolve(rows[place], attribute=rng.choice(words.synonyms))
+        kind_of_odd, world[place] = "renamed", evolve(rows[place], attribute=rng.choice(words.synonyms))
     elif odd < 0.16 * chance:
         world[0] = row(rng, rows[0].entity, rng.choice([name for name in ATTRIBUTES if name != attribute]))
-        lost = True
+        lost, kind_of_odd = True, "unknown"
     elif odd < 0.21 * chance:
         world[0] = row(rng, _unlike(rng, asked, kind, held_out), attribute)
-        lost = True
+        lost, kind_of_odd = True, "unknown"
     for fact in rows:
         if rng.random() < 0.3:
             other = rng.choice([name for name in ATTRIBUTES if kind in ATTRIBUTES[name].kinds])
@@ -158,6 +179,7 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
         needed=("facts",) if family == "fact" else ("facts", "calculator"),
         world=tuple(world),
         faults=_faults(rng, family, count, lost),
+        odd=kind_of_odd,
         expected=() if lost else _expected(family, rows, less),
         declines=(f"I could not find the {attribute} of {asked[0]}.",) if lost else (),
         policy=policy(family, attribute, asked, less=less),
@@ -166,8 +188,9 @@ def question(rng: random.Random, family: str, level: int | None) -> Question:
 
 @cache
 def _compare_frames(attribute: str, count: int) -> tuple[str, ...]:
-    every = frames("compare", attribute)
-    return tuple(frame for frame in every if ("{l}" in frame) == (count == 3))
+    words = ATTRIBUTES[attribute]
+    kept = [[frame for frame in own if ("{l}" in frame) == (count == 3)] for own in (MORE if words.more else (), COMPARE)]
+    return _expanded(joined(*kept), attribute)
 
 
 def _unlike(rng: random.Random, asked: list[str], kind: str, held_out: bool) -> str:

@@ -15,12 +15,12 @@ from torch import Tensor
 class Geometry:
     """Everything that fixes the model's shapes and its forward formulas."""
 
-    vocab_size: int = 1536
+    vocab_size: int = 3072
     hidden_size: int = 192
     num_hidden_layers: int = 4
     first_k_dense_replace: int = 1
     intermediate_size: int = 512
-    n_routed_experts: int = 8
+    n_routed_experts: int = 16
     num_experts_per_tok: int = 2
     n_shared_experts: int = 1
     moe_intermediate_size: int = 128

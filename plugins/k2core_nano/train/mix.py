@@ -1,20 +1,27 @@
 """The mix of question families, and a question of any family."""
 
 import random
+from collections.abc import Sequence
 
 from attrs import evolve
 
-from k2core_nano.train import arithmetic, declines, facts
+from k2core_nano.train import arithmetic, chains, code, conversions, declines, facts, reports, search, sorting, unseen
 from k2core_nano.train.questions import Question, solved
 
 _MIX = (
     ("plus", 6.0), ("minus", 6.0), ("times", 5.5), ("divide", 4.5), ("twostep", 4.5), ("percent", 3.0),
     ("area", 2.0), ("perimeter", 2.0), ("speed", 2.0), ("change", 2.5), ("average", 3.0),
     ("fact", 10.0), ("total", 14.0), ("difference", 9.0), ("compare", 14.0),
+    ("convert", 4.0), ("sort", 3.0), ("extreme", 2.5), ("sort-facts", 3.5), ("report", 5.0),
+    ("chain-count", 3.0), ("chain-steps", 3.0), ("search", 4.0), ("write", 2.0), ("repair", 2.0),
     ("decline", 6.0), ("missing", 2.5), ("chat", 2.0), ("copy", 5.0),
 )  # fmt: skip
 _FAMILIES = tuple(family for family, _ in _MIX if family != "copy")
 _WEIGHTS = tuple(weight for family, weight in _MIX if family != "copy")
+OFFERED_SHARE = 0.62  # of the questions where tools are declared that the model has not seen: for these
+UNDECLARED_SHARE = 0.12  # of those: for a tool that is not declared
+DOCUMENTS_SHARE = 0.45  # of the questions where documents can be searched: by searching
+WORKSPACE_SHARE = 0.6  # of the questions where there is a workspace: a function
 COPY_SHARE = dict(_MIX)["copy"] / sum(weight for _, weight in _MIX)  # of the documents of the mix
 
 
@@ -40,6 +47,22 @@ def _question(rng: random.Random, family: str, level: int | None) -> Question:
         return arithmetic.question(rng, family, level)
     if family in facts.FAMILIES:
         return facts.question(rng, family, level)
+    if family in sorting.FAMILIES:
+        return sorting.question(rng, family, level)
+    if family in chains.FAMILIES:
+        return chains.question(rng, family, level)
+    if family in search.FAMILIES:
+        return search.question(rng, family, level)
+    if family in code.FAMILIES:
+        return code.question(rng, family, level)
+    if family == conversions.FAMILY:
+        return conversions.question(rng, level)
+    if family == reports.FAMILY:
+        return reports.question(rng, level)
+    if family == unseen.FAMILY:
+        return unseen.question(rng, unseen.offers(rng, held_out=level is not None), level)
+    if family == unseen.NO_TOOL:
+        return unseen.undeclared(rng, unseen.offers(rng, held_out=level is not None), level)
     if family in ("decline", "chat"):
         return declines.question(rng, family, level)
     if family == "missing":
@@ -58,8 +81,21 @@ def undeclared(rng: random.Random, declared: tuple[str, ...], level: int | None)
             return declines.without(asked, lacking[0])
 
 
-def draw_question(rng: random.Random, declared: tuple[str, ...]) -> Question:
-    """A training question of the mix that suits the declared tools: one that they can answer, or one to decline."""
+def draw_question(rng: random.Random, declared: tuple[str, ...], offered: Sequence[unseen.Offer] = ()) -> Question:
+    """A training question of the mix that suits the declared tools: one that they can answer, or one to decline.
+
+    Args:
+        declared: names of our own tools.
+        offered: tools that the model has not seen.
+    """
+    if offered and rng.random() < OFFERED_SHARE:
+        if rng.random() < UNDECLARED_SHARE:
+            return unseen.undeclared(rng, offered, None)
+        return unseen.question(rng, offered, None)
+    if "search" in declared and rng.random() < DOCUMENTS_SHARE:
+        return search.question(rng, rng.choice(search.FAMILIES), None)
+    if "run_tests" in declared and rng.random() < WORKSPACE_SHARE:
+        return code.question(rng, rng.choice(code.FAMILIES), None)
     family = rng.choices(_FAMILIES, _WEIGHTS)[0]
     if family == "missing":
         if {"calculator", "facts", "units"} <= set(declared):

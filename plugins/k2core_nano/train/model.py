@@ -2,7 +2,8 @@
 
 Parameter names are Hugging Face's, except that a layer's routed experts are stacked (`mlp.experts.gate_up`, `.down`);
 `export.py` writes them one by one. Formulas: multi-head latent attention in its plain form, YaRN rotation of interleaved
-pairs, sigmoid router with a selection-only correction bias, one ungated shared expert (DeepSeek-V3 modelling code).
+pairs, sigmoid router with a selection-only correction bias, one ungated shared expert (DeepSeek-V3 modelling code). What is
+computed in float32 although the weights are bfloat16: see `precision`.
 """
 
 from typing import Any
@@ -12,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from k2core_nano.train.attention import Block, block_attention
-from k2core_nano.train.experts import routed_experts, swiglu_backward
+from k2core_nano.train.experts import routed_experts
 from k2core_nano.train.geometry import Geometry
 from k2core_nano.train.packing import Batch
+from k2core_nano.train.padded import expert_counts, padded_experts
+from k2core_nano.train.precision import wide
+from k2core_nano.train.swiglu import SwiGlu
 
 
 class _Rotate(torch.autograd.Function):
@@ -28,47 +32,35 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (rotation,) = ctx.saved_tensors
-        return _rotated(grads[0], rotation.conj().resolve_conj()), None
+        return _rotated(grads[0], rotation.conj_physical()), None
 
 
 def _rotated(x: Tensor, rotation: Tensor) -> Tensor:
-    result = x.clone(memory_format=torch.contiguous_format)
+    result = x.to(wide(x.dtype), copy=True, memory_format=torch.contiguous_format)
     pairs = result[..., -2 * rotation.shape[-1] :].view(*x.shape[:-1], -1, 2)
     torch.view_as_complex(pairs).mul_(rotation)
-    return result
+    return result.to(x.dtype)
 
 
 class _Norm(torch.autograd.Function):
-    """weight * x / sqrt(mean(x^2) + eps) over the last dimension of (tokens, width)."""
+    """weight * x / sqrt(mean(x^2) + eps) over the last dimension of (tokens, width), in x's dtype; weight has the wide one."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        full = x.to(wide(x.dtype))
+        inverse: Tensor = torch.linalg.vector_norm(full, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        return (x * inverse).mul_(weight)
+        return (full * inverse).mul_(weight).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors
-        unit = x * inverse
-        product = grads[0] * unit
+        unit = x.to(inverse.dtype) * inverse
+        d_out = grads[0].to(inverse.dtype)
+        product = d_out * unit
         d_weight = product.sum(0)
         mean = (product @ weight).div_(x.shape[-1]).unsqueeze(-1)
-        return (grads[0] * weight).addcmul_(unit, mean, value=-1).mul_(inverse), d_weight, None
-
-
-class _SwiGlu(torch.autograd.Function):
-    """silu(gate) * up of (tokens, 2 * inner) -> (tokens, inner)."""
-
-    @staticmethod
-    def forward(ctx: Any, both: Tensor) -> Tensor:
-        ctx.save_for_backward(both)
-        inner = both.shape[1] // 2
-        return F.silu(both[:, :inner]).mul_(both[:, inner:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return swiglu_backward(grads[0], ctx.saved_tensors[0])
+        return (d_out * weight).addcmul_(unit, mean, value=-1).mul_(inverse).to(x.dtype), d_weight, None
 
 
 class RmsNorm(nn.Module):
@@ -135,7 +127,7 @@ class DenseMlp(nn.Module):
     def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """(tokens, hidden) -> same; `counted` is for experts only."""
         both = F.linear(x, torch.cat([self.gate_proj.weight, self.up_proj.weight]))
-        out: Tensor = self.down_proj(_SwiGlu.apply(both))  # type: ignore[no-untyped-call]
+        out: Tensor = self.down_proj(SwiGlu.apply(both))  # type: ignore[no-untyped-call]
         return out
 
 
@@ -163,6 +155,8 @@ class Experts(nn.Module):
 class MoeMlp(nn.Module):
     """Routed experts plus a shared one. `load` counts, since it was last cleared, the tokens each expert received."""
 
+    load: Tensor  # (experts,) float32
+
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
         self.top_k = geometry.num_experts_per_tok
@@ -170,17 +164,18 @@ class MoeMlp(nn.Module):
         self.gate = Gate(geometry)
         self.experts = Experts(geometry)
         self.shared_experts = DenseMlp(geometry.hidden_size, geometry.moe_intermediate_size * geometry.n_shared_experts)
-        self.load = torch.zeros(geometry.n_routed_experts)
+        self.register_buffer("load", torch.zeros(geometry.n_routed_experts), persistent=False)
 
     def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
         """(tokens, hidden) -> same. `counted` (tokens,) bool: the tokens that enter `load`; None counts all."""
-        scores = F.linear(x, self.gate.weight).sigmoid()
+        scores = F.linear(x.to(self.gate.weight.dtype), self.gate.weight).sigmoid()
         chosen = (scores.detach() + self.gate.e_score_correction_bias).topk(self.top_k, -1).indices
         weights = scores.gather(1, chosen)
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.scaling
-        routed, counts = routed_experts(x, self.experts.gate_up, self.experts.down, chosen, weights)
+        mixture = routed_experts if x.device.type == "cpu" else padded_experts
+        routed, counts = mixture(x, self.experts.gate_up, self.experts.down, chosen, weights)
         if counted is not None:
-            counts = torch.bincount(chosen[counted].flatten(), minlength=self.load.shape[0])
+            counts = expert_counts(chosen, self.load.shape[0], counted)
         self.load += counts
         result: Tensor = routed + self.shared_experts(x)
         return result
@@ -246,7 +241,12 @@ class NanoModel(nn.Module):
         return [layer for layer in self.model.layers if isinstance(layer, Layer)]
 
     def forward(self, batch: Batch, peak: Tensor | None = None) -> Tensor:
-        """Logits (targets, vocab) of the rows `batch.target_rows`; peak (layers, heads) is raised to the largest logits."""
+        """Logits (targets, vocab) of the rows `batch.target_rows`, in the dtype of the head's weights.
+
+        Args:
+            batch: on the model's device.
+            peak: (layers, heads) float32 when given, raised to the largest attention logits.
+        """
         x = self.model.embed_tokens(batch.ids)
         rotation = self.rotations[batch.positions].unsqueeze(1)
         last = len(self.layers) - 1
@@ -261,5 +261,6 @@ class NanoModel(nn.Module):
 
 
 def token_losses(model: NanoModel, batch: Batch, peak: Tensor | None = None) -> Tensor:
-    """(targets,) unweighted cross entropy of each target."""
-    return F.cross_entropy(model(batch, peak), batch.target_ids, reduction="none")
+    """(targets,) unweighted cross entropy of each target, float32 (float64 of a float64 model)."""
+    logits = model(batch, peak)
+    return F.cross_entropy(logits.to(wide(logits.dtype)), batch.target_ids, reduction="none")

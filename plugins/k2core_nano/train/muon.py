@@ -50,7 +50,7 @@ class Muon:
             by_shape.setdefault((rows, cols), []).append((parameter.view(-1, rows, cols), update.view(-1, rows, cols)))
         parallel = dist.is_initialized()
         stacks = [torch.cat([update for _, update in members]) for members in by_shape.values()]
-        total = torch.zeros(sum(stack.numel() for stack in stacks))
+        total = torch.zeros(sum(stack.numel() for stack in stacks), device=stacks[0].device)
         offset, turn = 0, 0
         results = []
         for stack in stacks:

@@ -1,15 +1,21 @@
-"""From groups of documents to flat batches: prefixes once, documents in rectangles of similar length, targets listed."""
+"""From groups of documents to flat batches: prefixes once, documents in rectangles of similar length, targets listed.
+
+A CPU wants rectangles whose scores stay in its cache. A GPU wants few and large ones, since each costs some thirty kernels per
+layer; there the bound on scores keeps the largest temporary array small.
+"""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from torch import Tensor
 
 from k2core_nano.train.attention import Block
 
 RECTANGLE_TOKENS = 192  # largest rectangle, unless one document is longer
+OVERHEAD = 48  # tokens of padding that one more rectangle is worth
+TENSORS = ("ids", "positions", "valid", "target_rows", "target_ids", "target_weights", "target_families")
 
 
 class DocumentLike(Protocol):
@@ -56,8 +62,55 @@ class Batch:
     prefix_tokens: int
     document_tokens: int
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with its tensors on `device` (itself where they are there)."""
+        changes: dict[str, Any] = {name: moved(getattr(self, name), device) for name in TENSORS}
+        return evolve(self, **changes)
 
-def rectangles(lengths: Sequence[int], overhead: int = 48) -> list[tuple[int, int]]:
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on `device`, for CUDA through pinned memory, so that work queued there is not waited for (untested)."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def joined(batches: Sequence[Batch]) -> Batch:
+    """One batch of several, in their order: fewer and larger passes.
+
+    Args:
+        batches: one or more, on the same device.
+
+    Returns:
+        The batch; its losses are those of the parts, one after another.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    families: dict[str, int] = {}
+    blocks: list[Block] = []
+    rows: list[Tensor] = []
+    target_families: list[Tensor] = []
+    offset = 0
+    for batch in batches:
+        blocks += [evolve(b, start=b.start + offset, prefix_start=b.prefix_start + offset) for b in batch.blocks]
+        rows.append(batch.target_rows + offset)
+        places = torch.tensor([families.setdefault(family, len(families)) for family in batch.families], dtype=torch.long)
+        target_families.append(places.to(batch.ids.device)[batch.target_families])
+        offset += len(batch.ids)
+    return Batch(
+        ids=torch.cat([batch.ids for batch in batches]),
+        positions=torch.cat([batch.positions for batch in batches]),
+        valid=torch.cat([batch.valid for batch in batches]),
+        blocks=tuple(blocks),
+        target_rows=torch.cat(rows),
+        target_ids=torch.cat([batch.target_ids for batch in batches]),
+        target_weights=torch.cat([batch.target_weights for batch in batches]),
+        target_families=torch.cat(target_families),
+        families=tuple(families),
+        prefix_tokens=sum(batch.prefix_tokens for batch in batches),
+        document_tokens=sum(batch.document_tokens for batch in batches),
+    )
+
+
+def rectangles(lengths: Sequence[int], overhead: int = OVERHEAD) -> list[tuple[int, int]]:
     """Cut ascending lengths into runs that are padded to their last member.
 
     Args:
@@ -86,12 +139,17 @@ def rectangles(lengths: Sequence[int], overhead: int = 48) -> list[tuple[int, in
     return runs[::-1]
 
 
-def pack(groups: Sequence[GroupLike], *, overhead: int = 48) -> Batch:
+def pack(
+    groups: Sequence[GroupLike], *, overhead: int = OVERHEAD, rectangle_tokens: int = RECTANGLE_TOKENS, score_limit: int = 0
+) -> Batch:
     """Lay groups out as one flat batch.
 
     Args:
         groups: one or more groups; a first token with a weight needs a prefix to predict it.
         overhead: see `rectangles`.
+        rectangle_tokens: largest rectangle, padding included, unless one document is longer.
+        score_limit: largest rows * length * (prefix + length) of a rectangle, that is of one head's scores, unless one
+            document has more; 0 is no limit.
 
     Returns:
         The batch. Training on it equals training on every prefix + document as a sequence of its own.
@@ -115,8 +173,9 @@ def pack(groups: Sequence[GroupLike], *, overhead: int = 48) -> Batch:
             valid += [True] * shared
             prefix_tokens += shared
         documents = sorted((d for d in group.documents if d.ids), key=lambda d: len(d.ids))
-        for first, stop in _thin(rectangles([len(d.ids) for d in documents], overhead), documents):
-            length = len(documents[stop - 1].ids)
+        lengths = [len(d.ids) for d in documents]
+        for first, stop in _thin(rectangles(lengths, overhead), lengths, shared, rectangle_tokens, score_limit):
+            length = lengths[stop - 1]
             blocks.append(
                 Block(start=len(ids), rows=stop - first, length=length, prefix_start=shared_start, prefix_length=shared)
             )
@@ -148,9 +207,14 @@ def pack(groups: Sequence[GroupLike], *, overhead: int = 48) -> Batch:
     )
 
 
-def _thin(runs: list[tuple[int, int]], documents: Sequence[DocumentLike]) -> Iterator[tuple[int, int]]:
-    # scores of a rectangle should stay in the second-level cache between product, softmax and product
+def _thin(
+    runs: list[tuple[int, int]], lengths: Sequence[int], shared: int, rectangle_tokens: int, score_limit: int
+) -> Iterator[tuple[int, int]]:
+    # on a CPU, scores of a rectangle should stay in the second-level cache between product, softmax and product
     for first, stop in runs:
-        rows = max(1, RECTANGLE_TOKENS // len(documents[stop - 1].ids))
+        length = lengths[stop - 1]
+        rows = max(1, rectangle_tokens // length)
+        if score_limit:
+            rows = max(1, min(rows, score_limit // (length * (shared + length))))
         for start in range(first, stop, rows):
             yield start, min(start + rows, stop)

@@ -14,7 +14,7 @@ from functools import cache
 
 from attrs import frozen
 
-HELD_OUT_FRAMES = 3
+HELD_OUT_FRAMES = 5
 OPENINGS = (
     "", "", "", "", "", "", "Please: ", "Please tell me: ", "Tell me: ", "I need to know: ", "Quick question: ", "A question: ", "Can you help me? ", "Can you help? ",
     "Hello! ", "Hi! ", "Hi, ", "Hello, ", "Hey, ", "Good morning. ", "Good evening! ", "My teacher asks: ", "My friend asks: ", "A customer asks: ", "This is for school. ",
@@ -147,7 +147,7 @@ def phrase(rng: random.Random, family: str, frames: Sequence[str], level: int | 
 
 def dressed(rng: random.Random, opening: str, text: str, closing: str) -> str:
     """Opening, text and closing as one message, sometimes with careless case or punctuation."""
-    if opening.endswith((", ",)) and not text.startswith(("I ", "{")):
+    if opening.endswith((", ",)) and not text.startswith(("I ", "I'", "{")):
         text = text[0].lower() + text[1:]
     message = opening + text + closing
     careless = rng.random()

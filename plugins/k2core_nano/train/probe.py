@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from attrs import frozen
 
-from k2core_nano.train import arithmetic, facts
 from k2core_nano.train.geometry import Geometry
 from k2core_nano.train.mix import question
 from k2core_nano.train.model import NanoModel
@@ -26,9 +25,10 @@ from k2core_nano.train.packing import pack
 from k2core_nano.train.quantise import fake_bfloat16, fake_quantise
 from k2core_nano.train.questions import solved
 from k2core_nano.train.tokenizer import CONTROL
+from k2core_nano.train.tool_sets import set_of
 from k2core_nano.train.wire import SPEC, Builder, Document, Group, prefix
 
-FAMILIES = (*arithmetic.FAMILIES, *facts.FAMILIES, "decline", "missing", "chat")
+FAMILIES: tuple[str, ...] = tuple(family for group in SPEC["families"].values() for family in group)
 
 
 @frozen(kw_only=True)
@@ -61,10 +61,10 @@ def load_checkpoint(path: Path, *, rounded: bool = True) -> NanoModel:
     return model
 
 
-def held_out(rng: random.Random, family: str, level: int, name: str) -> tuple[tuple[str, ...], Document]:
-    """The tools to declare and a whole solved conversation whose assistant tokens all have weight 1."""
+def held_out(rng: random.Random, family: str, level: int, name: str) -> Group:
+    """A whole solved conversation whose assistant tokens all have weight 1, behind the declarations of its tools."""
     asked = question(rng, family, level)
-    declared = ("answer",) if family == "missing" else tuple(SPEC["tool_sets"]["default"])
+    declarations = {**{tool: SPEC["tools"][tool] for tool in set_of(asked)}, **asked.declares}
     builder = Builder()
     builder.user(asked.text)
     turns = solved(asked, rng)
@@ -72,15 +72,15 @@ def held_out(rng: random.Random, family: str, level: int, name: str) -> tuple[tu
         builder.step(turn.step, turn.index, 1)
         if turn is not turns[-1]:
             builder.result(turn.step.tool, turn.index, turn.result)
-    return declared, builder.document(name)
+    return Group(prefix=prefix(tuple(declarations[tool] for tool in sorted(declarations))), documents=[builder.document(name)])
 
 
 @torch.no_grad()
-def exact_tokens(model: NanoModel, group: Group) -> list[list[bool]]:
+def exact_tokens(model: NanoModel, groups: Sequence[Group]) -> list[list[bool]]:
     """For each document, whether each weighted token is the most likely one. Families must be "0", "1", ... in order."""
-    batch = pack([group])
+    batch = pack(groups)
     right = model(batch).argmax(-1) == batch.target_ids
-    rows: list[list[bool]] = [[] for _ in group.documents]
+    rows: list[list[bool]] = [[] for group in groups for _ in group.documents]
     for slot, hit in zip(batch.target_families.tolist(), right.tolist(), strict=True):
         rows[int(batch.families[slot])].append(hit)
     return rows
@@ -106,11 +106,9 @@ def probe(model: NanoModel, *, questions: int, level: int, seed: int, families: 
     result: dict[str, Score] = {}
     for family in families:
         rng = random.Random(f"probe {seed} {family} {level}")
-        drawn = [held_out(rng, family, level, str(index)) for index in range(questions)]
-        declarations = tuple(SPEC["tools"][name] for name in sorted(drawn[0][0]))
-        documents = [document for _, document in drawn]
-        rows = exact_tokens(model, Group(prefix=prefix(declarations), documents=documents))
-        result[family] = score(documents, rows)
+        groups = [held_out(rng, family, level, str(index)) for index in range(questions)]
+        documents = [document for group in groups for document in group.documents]
+        result[family] = score(documents, exact_tokens(model, groups))
     return result
 
 

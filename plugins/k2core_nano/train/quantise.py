@@ -44,13 +44,13 @@ def fake_bfloat16(weight: Tensor) -> Tensor:
 def pack(codes: Tensor) -> Tensor:
     """(rows, cols) int8 codes -> (rows, cols // 8) int32 words, lowest nibble first."""
     nibbles = _grouped(codes.long() + 8, 8)
-    words = (nibbles << (4 * torch.arange(8))).sum(-1)
+    words = (nibbles << (4 * torch.arange(8, device=codes.device))).sum(-1)
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
 def unpack(words: Tensor) -> Tensor:
     """Inverse of `pack`."""
-    nibbles = (words.long().unsqueeze(-1) >> (4 * torch.arange(8))) & 15
+    nibbles = (words.long().unsqueeze(-1) >> (4 * torch.arange(8, device=words.device))) & 15
     return (nibbles - 8).to(torch.int8).flatten(-2)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import structlog
 
 from k2core_nano.train.checkpoints import save
+from k2core_nano.train.curve import record
 from k2core_nano.train.training import Trainer
 
 log = structlog.get_logger()
@@ -30,6 +31,7 @@ def run(trainer: Trainer, out: Path) -> str:
     while trainer.progress() < 1:
         due = c["seconds"] - logged >= o.log_every
         result = trainer.step(started=started, watch_logits=due or c["step"] % 10 == 0)
+        record(c, result["loss"])
         waited += result["wait_s"]
         if trainer.rank == 0 and not result["healthy"]:
             log.warning("train.step_skipped", step=c["step"], loss=result["loss"])
@@ -68,7 +70,7 @@ def report(trainer: Trainer, result: dict[str, Any], since: tuple[float, int, in
     Args:
         result: of the last step.
         since: seconds, document tokens and prefix tokens at the last report.
-        waited: seconds spent waiting for other ranks since then.
+        waited: seconds spent waiting for other ranks and for feeders since then.
     """
     c = trainer.counters
     span = max(c["seconds"] - since[0], 1e-9)

@@ -7,17 +7,18 @@ import difflib
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from fractions import Fraction
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from k2core_tools.calculator import ExpressionError, render
 from k2core_tools.calculator import evaluate as shipped
 
 TIMEOUT = "error: timed out after 10 s"
 BUSY = "error: busy"
+Handler = Callable[[Mapping[str, object], str, random.Random], str]  # arguments, fault, chance: the text of the result
 _PLAIN = 40  # characters; longer expressions may pass limits that only the shipped calculator checks
 _TOKEN = re.compile(r"\d+(?:\.\d+)?|[-+*/()]", re.ASCII)
 
@@ -129,7 +130,7 @@ def near_miss(rng: random.Random, value: str) -> str:
 
 @define
 class World:
-    """The faulty tools of one question. ``faults`` are used up in order, one per call of calculator or facts.
+    """The faulty tools of one question. ``faults`` are used up in order, one per call; `handlers` are the question's own.
 
     A fault is "" (none), "timeout", "busy", "wrong" (a near miss), "negative" or "unit"; one that does not apply
     to the call does nothing.
@@ -138,14 +139,19 @@ class World:
     facts: Mapping[tuple[str, str], Fact]
     faults: list[str]
     rng: random.Random
+    handlers: Mapping[str, Handler] = field(factory=dict)
+    used: list[str] = field(factory=list, init=False)  # faults so far, those too that did nothing
 
     def call(self, tool: str, arguments: Mapping[str, object]) -> str:
         """The text the model reads after this call."""
         fault = self.faults.pop(0) if self.faults else ""
+        self.used += [fault] if fault else []
         if fault == "timeout":
             return TIMEOUT
         if fault == "busy":
             return BUSY
+        if tool in self.handlers:
+            return self.handlers[tool](arguments, fault, self.rng)
         if tool == "calculator":
             return self._calculate(str(arguments["expression"]), fault)
         if tool == "facts":
