@@ -60,7 +60,7 @@ class KimiTurnParser:
                 break
             name = names.get(token)
             if name is None:
-                turn.text(self._decoder.decode(self._tokenizer.piece(token)))
+                turn.text(self._decoder.decode(self._tokenizer.decode_bytes((token,))))
             else:
                 self._flush_bytes()
                 turn.marker(name)

@@ -251,10 +251,12 @@ class Worker:
         if self.first < 0:
             self.process.kill()
             return
-        if self.gathers:
-            end_below(self.root)
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.first, signal.SIGKILL)
+        try:
+            if self.gathers:
+                end_below(self.root)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.first, signal.SIGKILL)
 
     def close(self) -> None:
         """End it and give everything back; a second time does nothing."""

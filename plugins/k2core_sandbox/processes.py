@@ -19,12 +19,33 @@ def tree(root: int) -> list[int]:
     return members
 
 
+def tasks(number: int) -> list[Path]:
+    """The threads of a process that run, or could again. Its first one may have ended before the others."""
+    found = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{number}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if _fields(task)[0] not in b"ZX":
+                    found.append(task)
+    return found
+
+
+def _fields(place: Path) -> list[bytes]:
+    """What the kernel tells behind a process's name, which may be any bytes."""
+    return (place / "stat").read_bytes().rpartition(b")")[2].split()
+
+
 def alive(number: int) -> bool:
     """Whether the process runs, or could again."""
+    return bool(tasks(number))
+
+
+def started(number: int) -> str | None:
+    """When the process began, in ticks since the machine did, to tell it from a later one of the same number; None if gone."""
     try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+        return _fields(Path(f"/proc/{number}"))[19].decode("ascii")
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return None
 
 
 def end_below(root: int) -> None:

@@ -17,7 +17,7 @@ import structlog
 from attrs import define, field, frozen
 
 from k2core_sandbox.process import Worker
-from k2core_sandbox.processes import tree
+from k2core_sandbox.processes import tasks, tree
 from k2core_sandbox.worker import LIMITS
 
 log = structlog.get_logger()
@@ -72,7 +72,7 @@ class Watchdog:
         while not self._stop.wait(self.bounds.every_s):
             try:
                 why = self.broken()
-            except OSError as error:  # a watchdog that cannot see must not look the other way
+            except Exception as error:  # a watchdog that cannot see must not look the other way
                 why = f"the watchdog could not look: {error}"
             if why:
                 log.warning("sandbox.killed", reason=why)
@@ -122,14 +122,15 @@ def demote(members: list[int]) -> None:
 
 def proportional_size(number: int) -> int:
     """Bytes of memory of a process, each shared page counted in part (in full where it hides them); 0 if it has ended."""
-    try:
-        for line in Path(f"/proc/{number}/smaps_rollup").read_bytes().splitlines():
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) << 10
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    except PermissionError:  # it made itself undumpable; how much is resident can always be read
-        return int(Path(f"/proc/{number}/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGESIZE")
+    for task in tasks(number):
+        try:
+            for line in (task / "smaps_rollup").read_bytes().splitlines():
+                if line.startswith(b"Pss:"):
+                    return int(line.split()[1]) << 10
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # ended since it was listed
+        except PermissionError:  # it made itself undumpable; how much is resident can always be read
+            return int((task / "statm").read_bytes().split()[1]) * os.sysconf("SC_PAGESIZE")
     return 0
 
 
@@ -145,34 +146,53 @@ def entries(root: int, place: str) -> int:
 def open_files(members: Iterable[int], devices: Set[int]) -> tuple[int, int]:
     """Allocated bytes on the devices of files that have no name any more but are held open or mapped, and open sockets.
 
+    Each thread is asked, for it may have descriptors of its own.
+
     Raises:
         OSError: a process hides what it holds open.
     """
     found: dict[tuple[int, int], int] = {}
-    sockets = 0
+    sockets: set[int] = set()
     for member in members:
-        try:
-            with os.scandir(f"/proc/{member}/fd") as listing:
-                numbers = [entry.path for entry in listing]
-            maps = Path(f"/proc/{member}/maps").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended since it was listed
-        for number in numbers:
+        maps: bytes | None = None  # of all its threads
+        for task in tasks(member):
             try:
-                about = Path(number).stat()
+                with os.scandir(task / "fd") as listing:
+                    numbers = [entry.path for entry in listing]
+                fresh = maps is None
+                maps = (task / "maps").read_bytes() if maps is None else maps
             except (FileNotFoundError, ProcessLookupError):
-                continue
-            sockets += stat.S_ISSOCK(about.st_mode)
-            if about.st_dev in devices and stat.S_ISREG(about.st_mode) and not about.st_nlink:
-                found[about.st_dev, about.st_ino] = about.st_blocks * 512
-        for line in maps.splitlines():
-            if line.endswith(b" (deleted)"):
-                span, _, _, device, inode, _ = line.split(maxsplit=5)
-                major, minor = (int(part, 16) for part in device.split(b":"))
-                key = os.makedev(major, minor), int(inode)
-                if key[0] in devices and key not in found:
-                    found[key] = _mapped(member, span.decode())
-    return sum(found.values()), sockets
+                continue  # ended since it was listed
+            except PermissionError:
+                if _ended(task):  # the kernel gives what has ended to root
+                    continue
+                raise
+            for number in numbers:
+                try:
+                    about = Path(number).stat()
+                except (FileNotFoundError, ProcessLookupError):
+                    continue
+                except PermissionError:
+                    if _ended(task):
+                        break
+                    raise
+                if stat.S_ISSOCK(about.st_mode):
+                    sockets.add(about.st_ino)
+                if about.st_dev in devices and stat.S_ISREG(about.st_mode) and not about.st_nlink:
+                    found[about.st_dev, about.st_ino] = about.st_blocks * 512
+            for line in maps.splitlines() if fresh else ():
+                if line.endswith(b" (deleted)"):
+                    span, _, _, device, inode, _ = line.split(maxsplit=5)
+                    major, minor = (int(part, 16) for part in device.split(b":"))
+                    key = os.makedev(major, minor), int(inode)
+                    if key[0] in devices and key not in found:
+                        found[key] = _mapped(member, span.decode())
+    return sum(found.values()), len(sockets)
+
+
+def _ended(task: Path) -> bool:
+    """Whether the thread has ended since it was listed."""
+    return not any(one.name == task.name for one in tasks(int(task.parent.parent.name)))
 
 
 def _mapped(member: int, span: str) -> int:

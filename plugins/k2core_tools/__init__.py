@@ -16,5 +16,11 @@ def register_tools(register: RegisterTool) -> None:
         "k2core_tools.facts:make_shipped_facts", name="facts", summary="countries and elements, each figure with its source"
     )
     register("k2core_tools.units:units", name="units", summary="exact unit conversion")
-    register(f"{documents}:make_search", name="search", summary="passages of the documents", needs=("documents",))
+    register(
+        f"{documents}:make_search",
+        name="search",
+        summary="passages of the documents",
+        needs=("documents",),
+        compare="lines",  # passages that fit equally well may be ranked otherwise
+    )
     register(f"{documents}:make_read", name="read", summary="lines of a document", needs=("documents",))

@@ -134,7 +134,9 @@ class DocumentIndex:
                     _add(database, self.folder, one)
         skipped = dict(database.execute("SELECT name, problem FROM files WHERE problem != '' ORDER BY name"))
         if skipped and skipped != self.skipped:
-            log.warning("documents.skipped", folder=str(self.folder), files=skipped, line=f"not searched: {_told(skipped)}")
+            log.warning(
+                "documents.skipped", folder=str(self.folder), files=skipped, line=f"not searched: {told_files(skipped)}"
+            )
         self.skipped = skipped
 
 
@@ -153,7 +155,7 @@ def make_search(context: ToolContext) -> Tool:
         found = index.search(query)
         lines = [f"[{rank}] {file}:{line} {text}" for rank, (file, line, text) in enumerate(found, 1)] or ["no results"]
         if index.skipped:
-            lines.append(f"(not searched: {_told(index.skipped)})")
+            lines.append(f"(not searched: {told_files(index.skipped)})")
         return "\n".join(lines)
 
     return search
@@ -182,8 +184,8 @@ def make_read(context: ToolContext) -> Tool:
     return read
 
 
-def _told(skipped: Mapping[str, str]) -> str:
-    """Files that are left out with their reasons, the first few by name."""
+def told_files(skipped: Mapping[str, str]) -> str:
+    """Files that are left out of a search with their reasons, the first few by name."""
     told = [f"{name} ({why})" for name, why in list(skipped.items())[:TOLD]]
     more = len(skipped) - len(told)
     return ", ".join(told) + (f" and {more} more" if more else "")

@@ -40,6 +40,25 @@ CASES = [
         time.sleep(0.3)
         len(blocks) == 9
     """, says=True),
+    Case(94, "memory of a later thread", "Takes memory in a process whose first thread has ended.", """
+        import threading, time
+        def hold():
+            blocks = [b'x' * (50 << 20) for _ in range(9)]
+            time.sleep(0.3)
+            os._exit(0)
+        def lead():
+            threading.Thread(target=hold).start()
+            call('exit', 0)
+        in_child(lead)
+    """, says=True),
+    Case(94, "memory of a strange name", "Takes memory in a process whose name is no text.", """
+        import time
+        libc.prctl(15, b'\\xff\\xfe', 0, 0, 0)  # PR_SET_NAME
+        blocks = [b'x' * (50 << 20) for _ in range(9)]
+        time.sleep(0.3)
+        libc.prctl(15, b'python3', 0, 0, 0)
+        len(blocks) == 9
+    """, says=True),
     Case(95, "memory of forks", "Takes in many processes what one may not have.", """
         import time
         (filled, fill), (go, let) = os.pipe(), os.pipe()
@@ -138,6 +157,23 @@ CASES = [
         for file in files:
             file.close()
         True
+    """, says=True),
+    Case(100, "disk of a later thread", "Fills the disk from a process whose first thread has ended.", """
+        import threading, time
+        def hold():
+            for number in range(4):
+                file = open('filler', 'wb')
+                os.unlink('filler')
+                file.write(bytes(30 << 20))
+                file.flush()
+                kept.append(file)
+            time.sleep(0.5)
+            os._exit(0)
+        kept = []
+        def lead():
+            threading.Thread(target=hold).start()
+            call('exit', 0)
+        in_child(lead)
     """, says=True),
     Case(100, "disk without descriptors", "Fills the disk with files that have nothing but mappings.", """
         import time

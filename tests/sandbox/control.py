@@ -17,7 +17,7 @@ from sandbox.victim import dropped
 
 from k2core_sandbox import launcher
 from k2core_sandbox.process import Worker
-from k2core_sandbox.processes import alive, tree
+from k2core_sandbox.processes import alive, started, tree
 from k2core_sandbox.program import WORKER
 
 # the worker sets its own limits; here it cannot
@@ -28,7 +28,7 @@ class Uncontrolled:
     """A worker without isolation. `worker.run` serves as for a real one."""
 
     def __init__(self, kind: Control, outside: Outside, workspace: Path, stage: Path, packages: dict[str, Path]) -> None:
-        self.members: set[int] = set()
+        self.members: dict[int, str] = {}  # when each began: a number may be another process's later
         python = stage / "python3"
         shutil.copy(outside.python, python)  # a copy: an attack changes it
         offered = stage / "packages"
@@ -74,7 +74,12 @@ class Uncontrolled:
 
     def remember(self) -> None:
         """Note its processes, for their parents may be killed."""
-        self.members.update(tree(self.process.pid))
+        for number in tree(self.process.pid):
+            if (began := started(number)) is not None:
+                self.members[number] = began
+
+    def _running(self) -> list[int]:
+        return [number for number, began in self.members.items() if alive(number) and started(number) == began]
 
     def ends(self) -> bool:
         """Whether all of it ends when it is asked to, as a host without means would ask."""
@@ -83,7 +88,7 @@ class Uncontrolled:
             self.process.terminate()
         until = time.monotonic() + 0.3
         while time.monotonic() < until:
-            if not any(alive(number) for number in self.members):
+            if not self._running():
                 return True
             time.sleep(0.02)
         return False
@@ -91,7 +96,6 @@ class Uncontrolled:
     def close(self) -> None:
         """Kill what it started."""
         self.remember()
-        for number in self.members:
-            if alive(number):
-                os.kill(number, signal.SIGKILL)
+        for number in self._running():
+            os.kill(number, signal.SIGKILL)
         self.worker.close()

@@ -63,9 +63,9 @@ class Remote:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                text=True,
-                bufsize=1,
+                bufsize=0,
             )
+        self.heard = b""
         try:
             name, why = self._answer(list[str])
         except RuntimeError as error:
@@ -80,17 +80,29 @@ class Remote:
     def attack(self, case: Case) -> Verdict | str:
         """The verdict on one attack, or what the machine lacks for it."""
         assert self.process.stdin is not None
-        self.process.stdin.write(case.key + "\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(case.key.encode() + b"\n")
         return self._answer(Verdict | str)
 
     def _answer(self, kind: Any) -> Any:
         assert self.process.stdout is not None
-        while select.select([self.process.stdout], [], [], ANSWER_S)[0] and (line := self.process.stdout.readline()):
-            if line.startswith(("{", "[", '"')):  # other lines are the log's
+        log = []
+        while line := self._line(self.process.stdout.fileno()):
+            if line.startswith(("{", "[", '"')):
                 return msgspec.convert(json.loads(line), kind)
+            log.append(line)
+        ended = self.process.poll()
         self.process.kill()
-        raise RuntimeError(f"the bench ended or hangs: {(self.home / 'errors').read_text()[-3000:]}")
+        how = f"said nothing for {ANSWER_S:g} s" if ended is None else f"ended with {ended}"
+        raise RuntimeError(f"the bench {how}: {''.join(log)}{(self.home / 'errors').read_text()[-3000:]}")
+
+    def _line(self, stdout: int) -> str:
+        """The next line; empty where none comes. What was read behind it waits here, where `select` cannot see it."""
+        while b"\n" not in self.heard:
+            if not select.select([stdout], [], [], ANSWER_S)[0] or not (more := os.read(stdout, 1 << 16)):
+                return ""
+            self.heard += more
+        line, _, self.heard = self.heard.partition(b"\n")
+        return f"{line.decode()}\n"
 
     def close(self) -> None:
         """End it."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from k2core_sandbox.process import Worker
-from k2core_sandbox.processes import tree
+from k2core_sandbox.processes import alive, started, tree
 from k2core_sandbox.self_test import places
 
 DAEMON = """
@@ -22,15 +22,6 @@ if os.fork() == 0:
 def mounts() -> dict[str, int]:
     """How many mounts each of our threads sees: one of them has a namespace of its own."""
     return {task.name: len((task / "mountinfo").read_text().splitlines()) for task in Path("/proc/self/task").iterdir()}
-
-
-def started(number: int) -> str | None:
-    """When a process began, to tell it from a later one of the same number; None if it has ended."""
-    try:
-        fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return fields[19] if fields[0] != "Z" else None
 
 
 def open_descriptors() -> set[str]:
@@ -72,8 +63,8 @@ def test_nothing_is_left(strong: None, tmp_path: Path, monkeypatch: pytest.Monke
         assert mounts() == mounted
     finally:
         Path(tempfile.gettempdir()).rmdir()
-    alive = [number for number, when in seen.items() if when is not None and started(number) == when]
-    assert alive == []
+    left = [number for number, when in seen.items() if when is not None and alive(number) and started(number) == when]
+    assert left == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root stages folders")
