@@ -127,6 +127,12 @@ class JournalDamaged(JournalError):
         super().__init__(message)
 
 
+def said(error: BaseException) -> str:
+    """What somebody's code raised, as one line: ours as they are, anything else with its kind."""
+    line = " ".join(str(error).split())
+    return line if isinstance(error, K2Error) else f"raised {type(error).__name__}: {line}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name closest to *name*, or None when none is close (ratio below 0.6)."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

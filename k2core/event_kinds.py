@@ -1,8 +1,9 @@
 """What happens in a run: one frozen record per kind of event that the journal stores.
 
-In the order of a run::
+In the order of a run, where swap is model.switched, swapped, or a warning of a swap that was refused::
 
-    run.started message* (model.switched? turn (tool.intent tool.result)* note? verdict?)* budget? warning* answer run.ended
+    run.started message* swap* (swap* turn (swap* tool.intent tool.result)* note? swap* verdict?)*
+    budget? warning* swap* answer run.ended swap*
 """
 
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from k2core.calls import Effect
 from k2core.messages import FinishReason, Message, ToolCall, Usage
 
 EVENT_FORMAT = 1
+Part = Literal["tool", "verifier", "tokenizer"]
 AnswerStatus = Literal["answered", "declined", "unverified", "partial", "failed"]
 
 
@@ -106,6 +108,28 @@ class ModelSwitched(Journalled):
 
     kind: ClassVar[str] = "model.switched"
     model: Mapping[str, str]
+
+
+@frozen(kw_only=True)
+class Swapped(Journalled):
+    """A part of the session is carried out by another implementation from here on.
+
+    Attributes:
+        what: ``tool``, ``verifier`` or ``tokenizer``.
+        name: of the part.
+        old, new: implementations; ``default`` is the one that is registered as the part itself.
+        same_prompt: the model is told the same as before, so that every prompt begins as before. A swap that would change
+            that has waited for this question.
+        declaration: of a tool, sha256 (hex) of what the model is told of it now, as canonical JSON; empty for other parts.
+    """
+
+    kind: ClassVar[str] = "swapped"
+    what: Part
+    name: str
+    old: str
+    new: str
+    same_prompt: bool = True
+    declaration: str = ""
 
 
 @frozen(kw_only=True)
@@ -204,6 +228,18 @@ class ResultsHidden(Journalled):
 
     kind: ClassVar[str] = "hidden"
     calls: tuple[int, ...]
+
+
+@frozen(kw_only=True)
+class StepsLeftOut(Journalled):
+    """Whole old steps that the model no longer sees, because hiding results was not enough; the journal keeps them.
+
+    Attributes:
+        through: number of the last call that is left out, counted over the whole conversation; all earlier ones are too.
+    """
+
+    kind: ClassVar[str] = "left-out"
+    through: int
 
 
 @frozen(kw_only=True)

@@ -27,9 +27,12 @@ from k2core.event_kinds import (
     MessageAdded,
     ModelSwitched,
     NoteKept,
+    Part,
     ResultsHidden,
     RunEnded,
     RunStarted,
+    StepsLeftOut,
+    Swapped,
     ToolIntent,
     ToolReturned,
     TurnEnded,
@@ -40,8 +43,9 @@ from k2core.messages import Delta
 
 __all__ = [
     "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "ClaimEvidence", "Event",
-    "Journalled", "Live", "MessageAdded", "ModelSwitched", "NoteKept", "ResultsHidden", "RunEnded", "RunStarted", "StatusLine",
-    "Stored", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
+    "Journalled", "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part", "ResultsHidden", "RunEnded", "RunStarted",
+    "StatusLine", "StepsLeftOut", "Stored", "Swapped", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent",
+    "VerdictGiven", "Warned", "event_from_json",
 ]  # fmt: skip
 
 
@@ -66,11 +70,13 @@ Event = (
     RunStarted
     | MessageAdded
     | ModelSwitched
+    | Swapped
     | TurnEnded
     | ToolIntent
     | ToolReturned
     | NoteKept
     | ResultsHidden
+    | StepsLeftOut
     | VerdictGiven
     | BudgetReached
     | Warned

@@ -38,20 +38,31 @@ hookimpl = pluggy.HookimplMarker("k2core")
 class Register(Protocol):
     """Takes one thing with its name; see each hook for what the thing is."""
 
-    def __call__(self, thing: Any, /, *, name: str | None = None, summary: str = "") -> None:
-        """Register it."""
+    def __call__(self, thing: Any, /, *, name: str | None = None, summary: str = "", implements: str = "") -> None:
+        """Register it; *implements* is for verifiers, as `RegisterTool` has it."""
 
 
 class RegisterTool(Protocol):
     """Takes a function decorated with `k2core.tool`, a `Tool`, or a factory ``ToolContext -> Tool`` with its name."""
 
     def __call__(
-        self, thing: Any, /, *, name: str | None = None, summary: str = "", needs: tuple[str, ...] = (), state: str = ""
+        self,
+        thing: Any,
+        /,
+        *,
+        name: str | None = None,
+        summary: str = "",
+        needs: tuple[str, ...] = (),
+        state: str = "",
+        implements: str = "",
+        compare: str = "text",
     ) -> None:
         """Register it.
 
         *needs* names fields of `ToolContext` that its factory cannot do without; *state* is a lazy ``"module:attribute"`` of a
-        function ``ToolContext -> str`` that tells listings in a word or two how the tool stands on this machine.
+        function ``ToolContext -> str`` that tells listings in a word or two how the tool stands on this machine. With
+        *implements* it is another implementation, called *name*, of the tool of that name, which sessions may swap to;
+        *compare* says how ``k2 tools check`` compares results of two: ``text``, or ``lines`` in any order.
         """
 
 

@@ -5,7 +5,9 @@ From the bottom up::
     k2core.numerics   Backend      probe, load a checkpoint           -> LoadedModel
                       LoadedModel  forward(batch), fork, truncate     -> Step          token ids in, logits out
                       MoEForward   route, experts                     -> Routing       conformance and mixed placement
+                      RoutedExperts experts alone, maybe another backend's
                       Warmup       what a backend may prepare ahead
+                      Needs        what a backend may tell of memory
     k2core.language   Tokenizer    encode, decode                                      text <-> token ids
                       ChatFormat   render, parser                                      messages <-> token ids
                       ChatModel    generate(messages, tools, options) -> parts         all that the agent knows of a model
@@ -28,9 +30,11 @@ from k2core.numerics import (
     CacheMemory,
     LoadedModel,
     MoEForward,
+    Needs,
     NotAvailable,
     Numerics,
     Progress,
+    RoutedExperts,
     Routing,
     SequenceInput,
     Step,
@@ -40,7 +44,8 @@ from k2core.numerics import (
 
 __all__ = [
     "Answer", "Array", "Available", "Backend", "CacheMemory", "CallContext", "ChatFormat", "ChatModel", "Claim", "Effect",
-    "Finding", "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "NotAvailable", "Numerics", "Observation",
-    "PastCall", "Progress", "Routing", "SequenceInput", "Status", "Step", "Tokenizer", "Tool", "ToolContext", "ToolOutput",
-    "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict", "Verifier", "Want", "Warmup", "current_call",
+    "Finding", "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "Needs", "NotAvailable", "Numerics",
+    "Observation", "PastCall", "Progress", "RoutedExperts", "Routing", "SequenceInput", "Status", "Step", "Tokenizer", "Tool",
+    "ToolContext", "ToolOutput", "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict", "Verifier", "Want",
+    "Warmup", "current_call",
 ]  # fmt: skip

@@ -110,6 +110,7 @@ class GenerateOptions:
         response_schema: JSON Schema of the content of a turn that calls nothing; None is free text.
         forbidden_tools: declared names that must not be called in this turn.
         forbidden_calls: (name, arguments' JSON text) of calls that must not be made in this turn.
+        calls_left_out: calls of the conversation, from the first on, that the messages no longer show; numbers go on after.
     """
 
     max_tokens: int = 1024
@@ -124,6 +125,7 @@ class GenerateOptions:
     response_schema: Mapping[str, Any] | None = None
     forbidden_tools: tuple[str, ...] = ()
     forbidden_calls: tuple[tuple[str, str], ...] = ()
+    calls_left_out: int = 0
 
 
 @frozen(kw_only=True)

@@ -17,10 +17,19 @@ Progress = Callable[[str, int, int], None]  # called with (what, done, total) wh
 
 @frozen(kw_only=True)
 class Available:
-    """A backend can work here."""
+    """A backend can work here.
+
+    Attributes:
+        device: the one it takes unasked.
+        detail: versions and the like.
+        devices: all that it can load to here, `device` too where none is stated.
+        missing: devices it knows but cannot use here, each with the reason.
+    """
 
     device: str
     detail: str = ""
+    devices: tuple[str, ...] = ()
+    missing: Mapping[str, str] = field(factory=dict, eq=False)
 
 
 @frozen(kw_only=True)
@@ -103,8 +112,30 @@ class CacheMemory:
     free_bytes: int | None = None
 
 
-class MoEForward(Protocol):
-    """The routed experts of every MoE layer. Routing and experts are split on purpose.
+class RoutedExperts(Protocol):
+    """The routed experts of every MoE layer, which may lie on another backend than the rest of the model."""
+
+    def experts(self, layer: int, x: Array, routing: Routing) -> Array:
+        """Weighted sum of the chosen experts, without the shared expert: (tokens, hidden) float32.
+
+        Args:
+            layer: index of the decoder layer (0-based; must be an MoE layer).
+            x: (tokens, hidden) float32, normalised hidden states; unchanged.
+            routing: of the same tokens.
+        """
+        ...
+
+    def info(self) -> Mapping[str, str]:
+        """What a report should name: backend, memory, the hit rate of a cache of experts."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back. Closing twice is fine."""
+        ...
+
+
+class MoEForward(RoutedExperts, Protocol):
+    """The whole feed-forward of every MoE layer. Routing and experts are split on purpose.
 
     Routing is discrete: near-ties may flip between backends legitimately, so routing is compared tie-aware and experts are
     compared on the same routing.
@@ -117,10 +148,6 @@ class MoEForward(Protocol):
             layer: index of the decoder layer (0-based; must be an MoE layer).
             x: (tokens, hidden) float32; unchanged.
         """
-        ...
-
-    def experts(self, layer: int, x: Array, routing: Routing) -> Array:
-        """Weighted sum of the chosen experts, without the shared expert: (tokens, hidden) float32."""
         ...
 
     def forward(self, layer: int, x: Array) -> Array:
@@ -139,14 +166,17 @@ class LoadedModel(Protocol):
         numerics: the rounding in force.
         batch_invariant: the same row gives the same bits whatever the threads, chunking, batch mates or prefix hits.
         fork_is_shared: a fork shares memory with its parent (else it copies).
-        moe: the MoE seam.
     """
 
     geometry: Any
     numerics: Numerics
     batch_invariant: bool
     fork_is_shared: bool
-    moe: MoEForward
+
+    @property
+    def moe(self) -> MoEForward:
+        """The feed-forward of every MoE layer."""
+        ...
 
     def new_sequence(self) -> int:
         """An empty sequence's handle."""
@@ -201,11 +231,17 @@ class LoadedModel(Protocol):
 class Backend(Protocol):
     """A way to run checkpoints on some hardware.
 
-    What takes long before the first load may be prepared ahead by a `Warmup`: a method ``warmup`` of the backend, or else a
-    function of that name in the top-level package that the backend's class comes from. Neither need exist.
+    What a checkpoint would take in memory may be told by a method ``needs``, see `Needs`. What takes long before the first load
+    may be prepared ahead by a `Warmup`: a method ``warmup`` of the backend, or else a function of that name in the top-level
+    package that the backend's class comes from. None of them need exist.
+
+    Attributes:
+        name: what users write.
+        numerics: what it can load with; ``exact`` is among them.
     """
 
     name: str
+    numerics: tuple[Numerics, ...]
 
     def probe(self) -> Available | NotAvailable:
         """Whether it can work here. Must be cheap and must not import the heavy library."""
@@ -217,6 +253,8 @@ class Backend(Protocol):
         *,
         device: str = "cpu",
         numerics: Numerics = "exact",
+        moe: RoutedExperts | None = None,
+        expert_bytes: int | None = None,
         progress: Progress | None = None,
     ) -> LoadedModel:
         """Load a checkpoint folder in the Hugging Face layout.
@@ -225,11 +263,44 @@ class Backend(Protocol):
             checkpoint: the folder with config.json and safetensors files.
             device: as `probe` names it.
             numerics: see `Numerics`.
+            moe: routed experts of another backend, taken instead of its own, which it does not read then. Router and shared
+                experts stay its own. The loaded model closes them.
+            expert_bytes: the most memory that its own routed experts may take; those used least recently make room. None is
+                as much as they need, where that fits.
             progress: told while something slow happens, e.g. compiling kernels.
 
         Raises:
-            Unavailable: the backend cannot work here, or not with this device or numerics.
-            CheckpointError: the folder is malformed.
+            Unavailable: the backend cannot work here, or not with this device, numerics or limit of memory.
+            CheckpointError: the folder is malformed, or a weight is not finite; names the tensor.
+        """
+        ...
+
+    def load_experts(
+        self,
+        checkpoint: Path,
+        *,
+        device: str = "cpu",
+        numerics: Numerics = "exact",
+        expert_bytes: int | None = None,
+        progress: Progress | None = None,
+    ) -> RoutedExperts:
+        """Load nothing but a checkpoint's routed experts, for a model of another backend; arguments and errors as of `load`."""
+        ...
+
+
+class Needs(Protocol):
+    """``needs`` of a backend, which it may have: ``k2 models inspect`` shows what it says before anything is loaded."""
+
+    def __call__(self, footprint: Any, *, context: int, numerics: Numerics) -> int:
+        """Bytes that loading and one sequence of *context* tokens would take.
+
+        Args:
+            footprint: a `k2core.model.footprint.Footprint`.
+            context: tokens.
+            numerics: to load with.
+
+        Raises:
+            Unavailable: the backend would refuse such a checkpoint; says why.
         """
         ...
 

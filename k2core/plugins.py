@@ -152,7 +152,7 @@ class Plugins:
             if missing:
                 continue
             try:
-                made.append(_make_tool(entry, context))
+                made.append(make_tool(entry, context))
             except PluginError as error:
                 if names is not None:
                     raise
@@ -198,9 +198,10 @@ class Plugins:
         return collected
 
 
-def _make_tool(entry: Entry, context: ToolContext) -> Tool:
+def make_tool(entry: Entry, context: ToolContext) -> Tool:
+    """The tool of an entry, or of an implementation of it; a `PluginError` where it fails or is named otherwise."""
     made = check_tool(entry.make(context))
-    if made.name != entry.name:
+    if made.name != entry.name.partition("/")[0]:
         raise PluginError(
             f"plugin '{entry.plugin}' registers tool '{entry.name}', but what it gives is named '{made.name}': "
             "both names must be the same"

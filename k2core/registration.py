@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from k2core.errors import PluginError
 from k2core.interfaces import ChatModel, ModelProfile, Tool, Verifier
@@ -24,6 +24,7 @@ KINDS = {
     "register_verifiers": "verifier",
     "register_evaluations": "evaluation",
 }
+IMPLEMENTATION = " implementation"  # behind the kind of one that sessions may swap to
 FLAGS = {
     "documents": "docs FOLDER",
     "workspace": "workspace FOLDER",
@@ -36,13 +37,16 @@ class Entry:
     """One registered thing.
 
     Attributes:
-        kind: ``backend``, ``model``, ``tokenizer``, ``chat format``, ``tool``, ``verifier`` or ``evaluation``.
-        name: what users write.
+        kind: ``backend``, ``model``, ``tokenizer``, ``chat format``, ``tool``, ``verifier``, ``evaluation``; with
+            `IMPLEMENTATION` behind it, another implementation of a tool or verifier.
+        name: what users write; of another implementation ``TOOL/NAME``.
         plugin: name of the plugin it came from.
         target: the thing itself, or a lazy ``"module:attribute"``.
         summary: one line for listings.
         needs: for a tool's factory, fields of `ToolContext` that must be given.
         state: for a tool, a lazy ``"module:attribute"`` of a function ``ToolContext -> str``, how it stands in a word or two.
+        compare: for a tool, how results of two implementations are compared: ``text``, or ``lines`` (in any order, without
+            numbers in front).
         options: for a model, where it lies and what it speaks.
     """
 
@@ -53,6 +57,7 @@ class Entry:
     summary: str = ""
     needs: tuple[str, ...] = ()
     state: str = ""
+    compare: str = "text"
     options: Mapping[str, Any] = field(factory=dict, eq=False)
 
     def load(self) -> Any:
@@ -85,7 +90,7 @@ class Entry:
             PluginError: it does not load, or making it fails in whatever way.
         """
         thing = self.load()
-        if not isinstance(thing, type) and (self.kind != "tool" or isinstance(thing, Tool)):
+        if not isinstance(thing, type) and (not self.kind.startswith("tool") or isinstance(thing, Tool)):
             return thing
         try:
             return thing(*arguments)
@@ -100,14 +105,22 @@ def registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]:
     kind = KINDS[hook]
 
     def register(
-        thing: Any, /, *, name: str | None = None, summary: str = "", needs: tuple[str, ...] = (), state: str = ""
+        thing: Any,
+        /,
+        *,
+        name: str | None = None,
+        summary: str = "",
+        needs: tuple[str, ...] = (),
+        state: str = "",
+        implements: str = "",
+        compare: str = "text",
     ) -> None:
         if kind == "tool" and not isinstance(thing, str) and not callable(thing):
             check_tool(thing)
         chosen = name or getattr(thing, "name", None)
         if not isinstance(chosen, str) or not chosen:
             raise PluginError(f"it registers a {kind} without a name: {thing!r}. Pass name=…")
-        if kind == "tool" and chosen in CONTROL_NAMES:
+        if kind == "tool" and (implements or chosen) in CONTROL_NAMES:
             raise PluginError(
                 f"it registers tool '{chosen}', but the names of control tools ({', '.join(CONTROL_NAMES)}) are reserved: "
                 "choose another name"
@@ -125,10 +138,12 @@ def registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]:
         unknown = [need for need in needs if need not in FLAGS]
         if unknown:
             raise PluginError(f"it registers {kind} '{chosen}' with needs={unknown}, known are {sorted(FLAGS)}")
+        if implements and kind not in ("tool", "verifier"):
+            raise PluginError(f"it registers {kind} '{chosen}' with implements='{implements}', known for tools and verifiers")
         summary = summary or (thing.description if isinstance(thing, Tool) else "")
-        into.append(
-            Entry(kind=kind, name=chosen, plugin=plugin, target=thing, summary=summary, needs=tuple(needs), state=state)
-        )
+        of, full = (kind + IMPLEMENTATION, f"{implements}/{chosen}") if implements else (kind, chosen)
+        entry = Entry(kind=of, name=full, plugin=plugin, target=thing, summary=summary, needs=tuple(needs), state=state)
+        into.append(evolve(entry, compare=compare))
 
     def register_model(
         name: str,

@@ -54,6 +54,11 @@ class Registry:
             raise PluginError(f"cannot add tool '{one.name}': there is one of that name already")
         self._tools[one.name] = one
 
+    def replace(self, one: Tool) -> None:
+        """Put *one* in the place of the tool of its name, else `UnknownName`; calls that run are not touched."""
+        self.get(one.name)
+        self._tools[one.name] = one
+
     def names(self) -> tuple[str, ...]:
         """Sorted names."""
         return tuple(sorted(self._tools))

@@ -1,6 +1,7 @@
-"""Hypothesis profiles, the folder of public test data, and the choice between the `ci` and the `soak` sizes."""
+"""Hypothesis profiles, the folder of public test data, the choice between `ci` and `soak` sizes, and a run's last lines."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,15 @@ def assets() -> Path:
     if not (folder / "kimi").is_dir():
         pytest.skip(f"no public data files at {folder}: set K2CORE_TEST_ASSETS")
     return folder
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """The last lines, below pytest's own: what was shown about the sandbox, or that nothing was."""
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reports = [one for found in reporter.stats.values() for one in found] if reporter is not None else []
+    if any("sandbox/test_" in str(getattr(one, "nodeid", "")) for one in reports):  # not in workers, and where any of it ran
+        from sandbox.summary import summarise
+
+        summarise(reporter)

@@ -11,6 +11,7 @@ from attrs import asdict, define, field
 from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
 from k2core.cli.display import Display
+from k2core.cli.hits import told_hits
 from k2core.cli.output import print_text
 from k2core.cli.settings import Value
 from k2core.cli.streams import Caught, strangers_code
@@ -31,11 +32,13 @@ class Asked:
         run: the run's id; None before anything was stored.
         events: everything stored for this question.
         cancelled: Ctrl-C ended it.
+        placement: see `placement`.
     """
 
     run: str | None = None
     events: list[Stored] = field(factory=list)
     cancelled: bool = False
+    placement: dict[str, str] = field(factory=dict)
 
 
 def open_session(choice: Choice, plugins: Plugins, display: Display | None) -> Session:
@@ -85,6 +88,7 @@ def ask(
         if asked.run is not None and not hasattr(error, "run"):
             error.run = asked.run  # type: ignore[attr-defined]  # for the line that says where to look
         raise
+    asked.placement = placement(session)
     return asked
 
 
@@ -154,6 +158,7 @@ def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str,
         "model": model.get("model", ""),
         "backend": model.get("backend", ""),
         "numerics": model.get("numerics", ""),
+        "placement": asked.placement,
     }
 
 
@@ -180,8 +185,14 @@ def cost_parts(asked: Asked, result: RunResult, model: dict[str, str]) -> list[s
         f"{result.seconds:.2f} s",
         *([f"{rate:,.0f} tokens/s"] if rate else []),
         *([f"{100 * result.cached_tokens / result.prompt_tokens:.0f} % of prompts cached"] if result.cached_tokens else []),
-        " · ".join(model[key] for key in ("model", "backend", "numerics") if model.get(key)),
+        " · ".join(filter(None, (model.get("model"), _backends(model), model.get("numerics")))),
     ]
+
+
+def _backends(model: dict[str, str]) -> str:
+    """The backend, and that of the experts where it is another one."""
+    backend, experts = model.get("backend", ""), model.get("experts", "")
+    return f"{backend} (experts {experts})" if experts not in ("", backend) else backend
 
 
 def show_command(run: str, store: Value) -> str:
@@ -212,10 +223,27 @@ def _parsed(arguments: str) -> Any:
 
 
 def show_result(display: Display, asked: Asked, result: RunResult, identity: dict[str, str]) -> None:
-    """The answer on stdout; its evidence and its cost on the display."""
+    """The answer on stdout; its evidence, its cost, and what a shadow or a cache of experts has to say, on the display."""
     display.screen.gap()
     print_text(result.answer.text, bold=True)
     display.screen.gap()
     display.answer_details(result.answer)
     cost = joined(cost_parts(asked, result, identity), display.screen.width)
     display.screen.block("cost", [(cost, "dim")], "dim")
+    for label, text in asked.placement.items():
+        display.screen.block(label, [(text, "dim")], "dim")
+
+
+def placement(session: Session) -> dict[str, str]:
+    """How a model in the shadow compares, and how often experts lay ready, where there is such a thing; by label."""
+    from k2core.engine.engine import EngineModel
+
+    chat = session.agent.model
+    if not isinstance(chat, EngineModel):
+        return {}
+    told = {}
+    if hits := told_hits(chat.info()):
+        told["experts"] = hits
+    if chat.shadow is not None:
+        told["shadow"] = str(chat.shadow)
+    return told

@@ -21,7 +21,9 @@ from k2core.events import (
     RunEnded,
     RunStarted,
     StatusLine,
+    StepsLeftOut,
     Stored,
+    Swapped,
     ToolIntent,
     ToolReturned,
     TurnEnded,
@@ -109,6 +111,13 @@ class Display:
         elif isinstance(event, ResultsHidden):
             line = f"{counted(len(event.calls), 'old result')}, for room in the model's context"
             self._block(sequence, "hidden", [(line, "dim")], "dim")
+        elif isinstance(event, StepsLeftOut):
+            line = f"steps up to call {event.through}, for room in the model's context"
+            self._block(sequence, "left out", [(line, "dim")], "dim")
+        elif isinstance(event, Swapped):
+            told = "" if event.same_prompt else "; it waited for this question, whose prompt begins anew"
+            line = f"{event.what} {event.name} is carried out by {event.new} from here on (before: {event.old}){told}"
+            self._block(sequence, "swap", [(line, "")], "bold")
         elif self.whole:
             self._of_the_log(sequence, event)
         elif isinstance(event, MessageAdded) and event.name == "framework":

@@ -25,7 +25,7 @@ def report(error: BaseException, *, as_json: bool) -> int:
     if isinstance(error, click.exceptions.NoArgsIsHelpError) and not as_json:
         click.echo(error.format_message(), err=True)  # the help, as it is laid out
         return error.exit_code
-    if isinstance(error, KeyboardInterrupt | click.Abort):
+    if isinstance(error, KeyboardInterrupt | click.Abort) or _began_with_an_interrupt(error):
         line, kind, code = "interrupted", "Interrupted", INTERRUPTED
     elif isinstance(error, click.ClickException):
         line, kind, code = _click_line(error), "UsageError", error.exit_code
@@ -45,6 +45,14 @@ def exit_code(error: K2Error) -> int:
     if isinstance(error, UnknownName) and error.kind in ("model", "backend") and not error.known:
         return 5
     return error.exit_code
+
+
+def _began_with_an_interrupt(error: BaseException) -> bool:
+    """Whether it is what a library made of Ctrl-C: one that is interrupted in its import says that the import failed."""
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, KeyboardInterrupt):
+        seen = seen.__cause__ or seen.__context__
+    return seen is not None
 
 
 def _click_line(error: click.ClickException) -> str:

@@ -29,6 +29,27 @@ def tokenizer_of(plugins: "Plugins", model: str) -> "Tokenizer":
 
 
 @strangers_code()
+def tokenizer_named(plugins: "Plugins", name: str, model: str) -> "Tokenizer":
+    """A registered tokenizer over the folder of *model*, or the tokenizer of the model or folder *name*.
+
+    Raises:
+        UnknownName: there is neither.
+        PluginError: the tokenizer does not load.
+        InputError, TokenizerError: as `tokenizer_of`.
+    """
+    from k2core.agent.swapping import made_of
+    from k2core.errors import UnknownName
+
+    if name in plugins.names("tokenizer"):
+        tokenizer: Tokenizer = made_of(plugins.get("tokenizer", name), Path(_options(plugins, model)["checkpoint"]))
+        return tokenizer
+    if name in plugins.names("model") or Path(name).expanduser().is_dir():
+        return tokenizer_of(plugins, name)
+    known = [*plugins.names("tokenizer"), *plugins.names("model")]
+    raise UnknownName("tokenizer", name, known, "A folder with a tokenizer's files works too.")
+
+
+@strangers_code()
 def chat_format_of(plugins: "Plugins", model: str, tokenizer: "Tokenizer") -> "ChatFormat":
     """The chat format of a registered model or of a folder, over its tokenizer; errors as `tokenizer_of`."""
     chat_format: ChatFormat = plugins.get("chat format", _options(plugins, model)["chat_format"]).load()(tokenizer)
@@ -58,7 +79,7 @@ def model_options(plugins: "Plugins", model: str) -> dict[str, Any] | None:
     Raises:
         InputError: the model is registered without a checkpoint.
     """
-    from k2core.agent.session import of_folder
+    from k2core.agent.placement import of_folder
     from k2core.errors import InputError
 
     if model in plugins.names("model"):

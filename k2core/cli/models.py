@@ -6,15 +6,22 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from k2core.cli.app import App, Nouns
+from k2core.cli.logits import logits
 from k2core.cli.output import emit, json_option, print_table
 
 if TYPE_CHECKING:
     from k2core.model.config import Geometry
+    from k2core.plugins import Plugins
+
+CONTEXTS = (4_096, 32_768, 131_072)
 
 
 @click.group(cls=Nouns)
 def models() -> None:
     """List models and inspect checkpoints."""
+
+
+models.add_command(logits)
 
 
 @models.command("list")
@@ -74,7 +81,8 @@ def inspect(app: App, model: str, as_json: bool) -> None:
             "tensor_bytes": opened.tensor_bytes,
             "experts_int4": opened.experts_are_packed,
         }
-    described = {"path": str(path), **described}
+    memory = needed(plugins, geometry)
+    described = {"path": str(path), **described, "memory": memory}
     if as_json:
         emit(described)
         return
@@ -88,6 +96,22 @@ def inspect(app: App, model: str, as_json: bool) -> None:
         click.echo(f"weights: {opened.size_bytes:,} bytes in {len(opened.names()):,} tensors, {packed}")
     else:
         click.echo("weights: not looked at (a config.json alone)")
+    free = memory["free_bytes"]
+    contexts = memory["contexts"]
+    rows = [
+        [f"{one['backend']} {one['numerics']}", *(_gigabytes(size) for size in one["bytes"]), one["note"]]
+        if one["bytes"]
+        else [f"{one['backend']} {one['numerics']}".rstrip(), *[""] * len(contexts), one["note"]]
+        for one in memory["needs"]
+    ]
+    click.echo()
+    print_table(("memory", *(f"{context:,} tokens" for context in contexts), ""), rows, "No backends are registered.")
+    click.echo(f"free on this machine: {'not known' if free is None else _gigabytes(free)}")
+    if memory["expert_bytes"]:
+        click.echo(
+            f"an expert takes {memory['expert_bytes']:,} bytes; with --expert-mb numba keeps as many ready as fit, and torch "
+            "on the CPU, where they are float32 and eight times as large"
+        )
 
 
 def describe(geometry: "Geometry") -> dict[str, Any]:
@@ -115,6 +139,51 @@ def describe(geometry: "Geometry") -> dict[str, Any]:
         "cache_values_per_token": geometry.cache_values_per_token,
         "weights": None,
     }
+
+
+def needed(plugins: "Plugins", geometry: "Geometry") -> dict[str, Any]:
+    """Memory that each backend would take per length of context, one sequence; backends that do not say are estimated."""
+    from functools import partial
+
+    from k2core.cli.plugins import fault
+    from k2core.model.footprint import footprint
+    from k2core.model.free_memory import free_bytes
+
+    sizes, most = footprint(geometry), geometry.max_position_embeddings
+    contexts = sorted({min(context, most) for context in (*CONTEXTS, most)})
+    found: list[dict[str, Any]] = []
+    for entry in plugins.entries("backend"):
+        rows: list[dict[str, Any]] = []
+        if reason := fault(partial(_needs, entry, sizes, contexts, rows)):
+            rows = [{"backend": entry.name, "numerics": "", "bytes": [], "note": f"failed: {reason}"}]
+        found += rows
+    return {"contexts": contexts, "needs": found, "free_bytes": free_bytes(), "expert_bytes": sizes.expert}
+
+
+def _needs(entry: Any, sizes: Any, contexts: list[int], into: list[dict[str, Any]]) -> None:
+    from k2core.errors import ConfigError, Unavailable
+    from k2core.interfaces import NotAvailable
+
+    backend = entry.make()
+    probed = backend.probe()
+    told = getattr(backend, "needs", None)
+    note = f"not available: {probed.reason}" if isinstance(probed, NotAvailable) else ""
+    for numerics in getattr(backend, "numerics", ("exact",)):
+        item = 2 if numerics == "w4a16" else 4
+        try:
+            needed = [
+                sizes.tensors + sizes.cache(context, item) if told is None else told(sizes, context=context, numerics=numerics)
+                for context in contexts
+            ]
+        except (Unavailable, ConfigError) as refused:
+            into.append({"backend": entry.name, "numerics": numerics, "bytes": [], "note": f"refuses: {refused}"})
+            continue
+        about = "" if told is not None else "about: the backend does not say"
+        into.append({"backend": entry.name, "numerics": numerics, "bytes": needed, "note": note or about})
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 10**8 else f"{size / 1e6:,.1f} MB"
 
 
 def _shown(value: object) -> str:

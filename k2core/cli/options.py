@@ -25,6 +25,13 @@ def session_options(command: F) -> F:
     options = (
         model_option,
         backend_option,
+        click.option("--device", metavar="NAME", help="Where it runs it, e.g. cpu or cuda."),
+        click.option("--moe", metavar="NAME[:DEVICE]", help="Another backend that holds the routed experts."),
+        click.option("--expert-mb", type=int, metavar="N", help="Limit of the memory of prepared experts."),
+        click.option("--shadow", metavar="NAME[:DEVICE]", help="A backend that computes everything again, to be compared."),
+        click.option(
+            "--shadow-limit", type=float, metavar="X", help="How far its logits may be off; the contract's unless given."
+        ),
         click.option("--numerics", metavar="NAME", help="exact (the default), w4a16 or w4a8."),
         click.option("-T", "--tool", "tools", multiple=True, metavar="NAME", help="Exactly these tools; repeat it."),
         click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read."),
@@ -78,7 +85,12 @@ def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) 
     choice = Choice(
         model=model,
         backend=backend,
+        device=settings["device"],
         numerics=settings["numerics"],
+        moe=settings["moe"],
+        expert_bytes=None if settings["expert_mb"] is None else settings["expert_mb"] * 10**6,
+        shadow=settings["shadow"],
+        shadow_limit=settings["shadow_limit"],
         tools=settings["tools"],
         documents=settings["docs"],
         workspace=settings["workspace"],

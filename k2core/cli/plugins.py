@@ -58,7 +58,8 @@ def doctor(ctx: click.Context, app: App, as_json: bool) -> None:
     checks = [_check("plugin", one.name, one.name, one.reason) for one in found.reports if one.status == "failed"] + [
         _check("command", one["name"], one["origin"], one["reason"]) for one in _commands()
     ]
-    for kind in ("backend", "chat format", "evaluation", "model", "tokenizer", "tool", "verifier"):
+    others = ("tool implementation", "verifier implementation")
+    for kind in ("backend", "chat format", "evaluation", "model", "tokenizer", "tool", "verifier", *others):
         for entry in found.entries(kind):
             note = ""
             reason = fault(entry.load) if entry.target is not None else ""

@@ -8,6 +8,8 @@ from k2core.cli.app import App, Nouns
 from k2core.cli.options import store_option
 from k2core.cli.output import emit, json_option, print_table
 
+BETWEEN = ("model.switched", "swapped", "warning")  # what may follow upon a run's end: swaps, and refusals of some
+
 
 @click.group(cls=Nouns)
 def runs() -> None:
@@ -66,7 +68,7 @@ def show(app: App, run: str, no_reasoning: bool, store: str | None, as_json: boo
     display.screen.block("     run", [(events[0].run, "bold"), (f"  began {events[0].time}", "dim")], "bold")
     for stored in events:
         display.show(stored)
-    if events[-1].event.kind != "run.ended":
+    if next((one.event.kind for one in reversed(events) if one.event.kind not in BETWEEN), "") != "run.ended":
         display.screen.block("     end", [("unfinished: the run has no end in the journal", "yellow")], "yellow")
 
 

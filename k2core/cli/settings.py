@@ -51,6 +51,19 @@ class Key:
 KEYS: tuple[Key, ...] = (
     Key(name="model", kind="text", default="nano", help="a registered model or a checkpoint folder"),
     Key(name="backend", kind="text", default="numba", help="what runs the model"),
+    Key(name="device", kind="text", help="where the backend runs it, e.g. cpu or cuda; the backend's choice unless given"),
+    Key(name="moe", kind="text", help="another backend that holds the routed experts, as NAME or NAME:DEVICE"),
+    Key(name="expert_mb", kind="whole number", least=1, help="limit of the memory of prepared experts in MB"),
+    Key(
+        name="shadow",
+        kind="text",
+        help="a backend that computes everything a second time, to be compared, as NAME or NAME:DEVICE",
+    ),
+    Key(
+        name="shadow_limit",
+        kind="number",
+        help="the most that two logits of the shadow's may differ by; what the contract says unless given",
+    ),
     Key(name="numerics", kind="text", default="exact", choices=("exact", "w4a16", "w4a8"), help="rounding in force"),
     Key(name="threads", kind="whole number", least=1, help="threads of the backend; all cores unless given"),
     Key(name="tools", kind="list of names", flag="--tool", help="exactly these tools; every usable one unless given"),

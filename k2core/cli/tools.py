@@ -39,9 +39,10 @@ def tools() -> None:
 @json_option
 @click.pass_obj
 def list_tools(app: App, as_json: bool) -> None:
-    """Every tool, without loading it."""
+    """Every tool, without loading it; TOOL/IMPLEMENTATION is another implementation of a tool."""
     from k2core.agent.control import control_tools
     from k2core.interfaces import Tool
+    from k2core.registration import IMPLEMENTATION
 
     found: list[dict[str, Any]] = [
         {
@@ -66,6 +67,17 @@ def list_tools(app: App, as_json: bool) -> None:
                 "state": _state(entry, app),
             }
         )
+    found += [
+        {
+            "name": entry.name,
+            "plugin": entry.plugin,
+            "summary": entry.summary,
+            "needs": list(entry.needs),
+            "control": False,
+            "state": _state(entry, app) or _lacks(entry, app),
+        }
+        for entry in app.plugins().entries("tool" + IMPLEMENTATION)
+    ]
     found.sort(key=lambda one: str(one["name"]))
     if as_json:
         emit({"tools": found})
@@ -127,7 +139,7 @@ def call(
     with ExitStack() as closing:
         one, _ = _tool(app, name, {"docs": docs, "workspace": workspace, "sandbox": sandbox}, closing)
         registry = Registry.of([one])
-        result = asyncio.run(registry.call(ToolCall(id=f"functions.{name}:0", name=name, arguments=arguments)))
+        result = asyncio.run(registry.call(ToolCall(id=f"functions.{one.name}:0", name=one.name, arguments=arguments)))
     if as_json:
         app.caught.log()
         emit(
@@ -149,13 +161,83 @@ def call(
     ctx.exit(0 if result.ok else 1)
 
 
+@tools.command()
+@click.argument("first", metavar="A")
+@click.argument("second", metavar="B")
+@folder_options
+@click.option("-n", "--count", type=click.IntRange(min=1), default=100, show_default=True, metavar="N", help="Calls of each.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Seed of the arguments.")
+@click.option(
+    "--by", metavar="HOW", help="Compare results as text, as lines in any order (tools say which), or exact: errors too."
+)
+@click.option("--words", metavar="TEXT", default="", help="Words to make texts of, apart by spaces, e.g. '1 7 + * ( )'.")
+@click.option("--yes", is_flag=True, help="Also tools that have effects, which then happen again and again.")
+@json_option
+@click.pass_obj
+@click.pass_context
+def check(
+    ctx: click.Context,
+    app: App,
+    first: str,
+    second: str,
+    docs: str | None,
+    workspace: str | None,
+    sandbox: str | None,
+    count: int,
+    seed: int,
+    by: str | None,
+    words: str,
+    yes: bool,
+    as_json: bool,
+) -> None:
+    """Whether two tools do the same, e.g. k2 tools check search search/tantivy --docs FOLDER.
+
+    Arguments are drawn from the schema that both have, texts also from --words or the words of the documents. The first
+    disagreement is shown, made as simple as possible, and the exit code is 4. TOOL/IMPLEMENTATION is another implementation
+    of a tool.
+    """
+    from k2core.agent.choice import Choice
+    from k2core.agent.session import tool_context
+    from k2core.agent.swapping import entry_of, tool_of
+    from k2core.cli.comparing import tell
+    from k2core.conformance.drawing import words_of
+    from k2core.conformance.tools_check import check_tools
+
+    settings = app.settings(docs=docs, workspace=workspace, sandbox=sandbox)
+    plugins = app.plugins()
+    choice = Choice(
+        documents=settings["docs"], workspace=settings["workspace"], sandbox=settings["sandbox"], store=settings["store"]
+    )
+    with ExitStack() as closing, strangers_code():
+        context = tool_context(choice, closing)
+        pair = [tool_of(plugins, name, context) for name in (first, second)]
+        ways = {entry_of(plugins, "tool", name).compare for name in (first, second)}
+        told = words.split() or (words_of(_texts(context.documents)) if context.documents is not None else [])
+        by = by or ("lines" if "lines" in ways else "text")
+        found = check_tools(*pair, count=count, seed=seed, by=by, words=told, effects=yes)
+    app.caught.log()
+    given = None if found.disagreement is None else dict(found.disagreement.given)
+    ctx.exit(tell((first, second), "call", found, given, to_json(given), as_json=as_json))
+
+
+def _texts(folder: Path, most: int = 50) -> str:
+    """The beginnings of some documents, for words to ask with."""
+    files = sorted(one for one in folder.rglob("*") if one.is_file() and not one.name.startswith("."))[:most]
+    parts = []
+    for one in files:
+        with one.open("rb") as file:
+            parts.append(file.read(4000).decode("utf-8", "ignore"))
+    return " ".join(parts)
+
+
 @strangers_code()
 def _tool(
     app: App, name: str, given: Mapping[str, str | None], closing: ExitStack, stand_in: Path | None = None
 ) -> tuple[Any, str]:
     """A tool and the plugin that it came from; *stand_in* is used for folders where none is set."""
     from k2core.agent.control import control_tools
-    from k2core.agent.session import Choice, session_tools
+    from k2core.agent.session import Choice, tool_context
+    from k2core.agent.swapping import entry_of, tool_of
     from k2core.errors import UnknownName
 
     settings = app.settings(**given)
@@ -163,17 +245,15 @@ def _tool(
     if name in control:
         return control[name], "k2core"
     known = plugins.names("tool")
-    if name not in known:
+    if name.partition("/")[0] not in known:
         raise UnknownName("tool", name, [*known, *control])
     choice = Choice(
-        tools=(name,),
         documents=settings["docs"] or stand_in,
         workspace=settings["workspace"] or (stand_in and stand_in / "workspace"),
         sandbox=settings["sandbox"],
         store=settings["store"],
     )
-    made = session_tools(plugins, choice, closing)
-    return next(one for one in made if one.name == name), plugins.get("tool", name).plugin
+    return tool_of(plugins, name, tool_context(choice, closing)), entry_of(plugins, "tool", name).plugin
 
 
 def _as_others(sentence: str) -> str:
@@ -191,6 +271,12 @@ def _state(entry: "Entry", app: App) -> str:
         return str(evolve(entry, target=entry.state).load()(ToolContext(sandbox=app.settings()["sandbox"])))
     except Exception as error:  # a stranger's fault belongs into the listing
         return fault_of(error)
+
+
+def _lacks(entry: "Entry", app: App) -> str:
+    """Whether another implementation has nothing that it is one of."""
+    of = entry.name.partition("/")[0]
+    return "" if of in app.plugins().names("tool") else f"there is no tool '{of}'"
 
 
 def _line(one: Mapping[str, Any]) -> str:

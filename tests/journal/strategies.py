@@ -67,6 +67,15 @@ by_kind = {
         token_ids=ids,
     ),
     "model.switched": st.builds(events.ModelSwitched, model=st.dictionaries(words, words, max_size=3)),
+    "swapped": st.builds(
+        events.Swapped,
+        what=st.sampled_from(["tool", "verifier", "tokenizer"]),
+        name=words,
+        old=words,
+        new=words,
+        same_prompt=st.booleans(),
+        declaration=words,
+    ),
     "turn": st.builds(
         events.TurnEnded,
         reasoning=st.none() | words,
@@ -102,6 +111,7 @@ by_kind = {
     ),
     "run.ended": st.builds(events.RunEnded, status=words, seconds=numbers, tokens=counts, calls=counts),
     "hidden": st.builds(events.ResultsHidden, calls=_tuples(st.integers(0, 300))),
+    "left-out": st.builds(events.StepsLeftOut, through=st.integers(0, 300)),
 }
 unknown = st.builds(
     lambda kind, body: events.UnknownEvent(kind=f"x.{kind}", body={**body, "kind": f"x.{kind}", "v": 1}),

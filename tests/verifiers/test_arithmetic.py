@@ -1,7 +1,7 @@
 """Every equation of an answer is recomputed exactly, in whatever dress it comes."""
 
 import time
-from fractions import Fraction
+from decimal import Decimal
 
 import pytest
 from hypothesis import example, given
@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from verifiers.episodes import EPISODES
 
 from k2core.interfaces import Answer, Claim, Trajectory, Verifier
-from k2core_tools.numbers import render
 from k2core_verifiers.arithmetic import ArithmeticVerifier
 from k2core_verifiers.equations import find_equations
 
@@ -34,7 +33,7 @@ def test_true_equations_are_supported_and_false_ones_refuted(a: int, b: int, ope
 def test_a_rounded_quotient_is_right_with_its_stated_digits(a: int, b: int, places: int) -> None:
     """a/b ≈ the quotient rounded to any number of decimals is supported; two units of the last decimal off is refuted."""
     shown = f"{a / b:.{places}f}"
-    off = render(Fraction(shown) + Fraction(2, 10**places))
+    off = str(Decimal(shown) + 2 * Decimal(1).scaleb(-places))  # with all its decimals: 616 would be right where 616.0 is not
     assert [one.status for one in find_equations(f"{a}/{b} ≈ {shown}")] == ["supported"]
     assert [one.status for one in find_equations(f"{a}/{b} ≈ {off}")] == ["refuted"]
 
