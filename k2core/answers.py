@@ -1,6 +1,6 @@
 """What is claimed and checked: an answer with its claims, what was observed before it, findings and the verdict.
 
-`k2core.verify` asks the verifiers.
+`k2core.agent.verify` asks the verifiers.
 """
 
 from typing import Literal, Protocol, runtime_checkable

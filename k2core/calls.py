@@ -26,12 +26,16 @@ class Tool:
         description: one line for the model.
         parameters: JSON Schema of the arguments object.
         effect: ``pure`` (same arguments, same result; may be cached), ``read`` (no effect, the result may change),
-            ``idempotent`` (may be repeated with the same key), ``reversible`` (names its undo), ``external`` (never again
-            unasked; the default).
+            ``idempotent`` (may be repeated with the same key), ``reversible`` (may be taken back by `undo` and then repeated),
+            ``external`` (never again unasked; the default).
         function: called with the validated arguments as keywords; returns text, a `ToolOutput`, or anything that is written
             as JSON. `current_call` tells it which call of which run it is.
         timeout_s: deadline of one call.
         control: handled by the loop itself (`answer`, `note`).
+        undo: of a ``reversible`` tool, a function of the same arguments that takes a call back, whether it took effect or not.
+        reconcile: a function of the same arguments that looks whether a call took effect whose result is missing: it returns
+            what the call would have returned, None where the call certainly took no effect, and raises `ToolError` where
+            that cannot be known. `current_call` gives both functions the key of the call in question.
     """
 
     name: str
@@ -41,6 +45,8 @@ class Tool:
     effect: Effect = "external"
     timeout_s: float = 10.0
     control: bool = False
+    undo: Callable[..., Any] | None = field(default=None, eq=False)
+    reconcile: Callable[..., Any] | None = field(default=None, eq=False)
 
     def declaration(self) -> dict[str, Any]:
         """The tool in OpenAI's form, as it goes into a prompt."""
@@ -104,12 +110,15 @@ class CallContext:
         run: the run's id; empty outside a run.
         index: the call's number in the run.
         left_s: seconds until its deadline.
+        key: the same for every attempt at this call and for no other call; for services that do a thing once per key.
+            Empty outside a run.
         past: earlier calls of the tool in the run, in order.
     """
 
     run: str = ""
     index: int = 0
     left_s: float = inf
+    key: str = ""
     past: tuple[PastCall, ...] = ()
 
 

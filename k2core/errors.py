@@ -17,7 +17,9 @@
     ├── CapacityError              a request that cannot fit, with the numbers
     └── JournalError               the store of runs cannot be used
         ├── JournalVersionError    written by a newer k2core
-        └── JournalDamaged         a row does not fit its hash chain
+        ├── JournalDamaged         a row does not fit its hash chain
+        ├── RunBusy                another process works on the run
+        └── RunLost                another process took the run over
 
 Mistakes of the model (a bad call, bad arguments) are never raised out of the loop: they become observations. Mistakes of
 ours propagate.
@@ -125,6 +127,22 @@ class JournalDamaged(JournalError):
     def __init__(self, message: str, *, run: str, sequence: int) -> None:
         self.run, self.sequence = run, sequence
         super().__init__(message)
+
+
+class RunBusy(JournalError):
+    """A run that is to be written to is being worked on by another process.
+
+    Attributes:
+        run: the run's id.
+    """
+
+    def __init__(self, message: str, *, run: str) -> None:
+        self.run = run
+        super().__init__(message)
+
+
+class RunLost(RunBusy):
+    """Another process took the run over while this one gave no sign of life; it must do nothing more in it."""
 
 
 def said(error: BaseException) -> str:

@@ -15,7 +15,13 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 def tool(function: Callable[..., Any], /) -> Tool: ...
 @overload
 def tool(
-    *, name: str | None = None, effect: Effect = "external", timeout_s: float = 10.0, control: bool = False
+    *,
+    name: str | None = None,
+    effect: Effect = "external",
+    timeout_s: float = 10.0,
+    control: bool = False,
+    undo: Callable[..., Any] | None = None,
+    reconcile: Callable[..., Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -25,6 +31,8 @@ def tool(
     effect: Effect = "external",
     timeout_s: float = 10.0,
     control: bool = False,
+    undo: Callable[..., Any] | None = None,
+    reconcile: Callable[..., Any] | None = None,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a `Tool` of a function with type hints and a docstring.
 
@@ -37,6 +45,8 @@ def tool(
         effect: see `Tool.effect`; without it a tool counts as ``external`` and is never repeated unasked.
         timeout_s: deadline of one call in seconds.
         control: handled by the agent loop itself.
+        undo: see `Tool.undo`; takes the function's parameters.
+        reconcile: see `Tool.reconcile`; takes the function's parameters.
 
     Raises:
         PluginError: a parameter has no type hint, is positional-only or variadic, or has a type without a JSON Schema.
@@ -47,21 +57,26 @@ def tool(
         description, arguments = _docstring(fn)
         schema, convert = _schema(fn, chosen, arguments)
 
-        def call(**raw: Any) -> Any:
-            return fn(**convert(raw))
+        def converting(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(**raw: Any) -> Any:
+                return function(**convert(raw))
 
-        async def call_async(**raw: Any) -> Any:
-            return await fn(**convert(raw))
+            async def call_async(**raw: Any) -> Any:
+                return await function(**convert(raw))
+
+            return call_async if inspect.iscoroutinefunction(function) else call
 
         return check_tool(
             Tool(
                 name=chosen,
                 description=description,
                 parameters=schema,
-                function=call_async if inspect.iscoroutinefunction(fn) else call,
+                function=converting(fn),
                 effect=effect,
                 timeout_s=timeout_s,
                 control=control,
+                undo=None if undo is None else converting(undo),
+                reconcile=None if reconcile is None else converting(reconcile),
             )
         )
 
@@ -72,7 +87,8 @@ def check_tool(candidate: object) -> Tool:
     """Return *candidate* if it is a well-formed `Tool`.
 
     Raises:
-        PluginError: it is something else, has a name no model could write, an unknown effect, or a schema that is none.
+        PluginError: it is something else, has a name no model could write, an unknown effect, an undo without being reversible
+            or the other way round, or a schema that is none.
     """
     import jsonschema
 
@@ -88,6 +104,11 @@ def check_tool(candidate: object) -> Tool:
         raise PluginError(
             f"cannot register tool '{candidate.name}': effect {candidate.effect!r} is none of "
             "pure, read, idempotent, reversible, external"
+        )
+    if (candidate.effect == "reversible") != (candidate.undo is not None):
+        raise PluginError(
+            f"cannot register tool '{candidate.name}': its effect is {candidate.effect} and "
+            + ("it has no undo; give undo=FUNCTION, or leave it external" if candidate.undo is None else "it has an undo")
         )
     try:
         kind = jsonschema.Draft202012Validator

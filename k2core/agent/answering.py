@@ -8,22 +8,35 @@ from collections.abc import AsyncIterator
 from k2core.agent import projection
 from k2core.agent.concluding import conclude, wind_down
 from k2core.agent.control import ANSWER
+from k2core.agent.ledger import CallState
+from k2core.agent.verify import answer_from_text, check
 from k2core.agent.work import Work
 from k2core.events import Stored, TurnEnded, VerdictGiven, Warned
 from k2core.interfaces import Answer, ToolResult, Verdict
 from k2core.messages import ToolCall
-from k2core.verify import answer_from_text, check
 
 REVISIONS = 2  # a failed check goes back to the model at most this often
 NUDGES = 2  # an empty or cut turn is answered with a hint at most this often in a row
 
 
-async def answer_by_call(work: Work, call: ToolCall, index: int, answer: Answer) -> AsyncIterator[Stored]:
-    """The verdict is the call's result; a final answer also becomes the assistant's last message."""
-    verdict, events = await _verify(work, answer)
-    for stored in events:
-        yield stored
-    yield await work.observe(call, index, ToolResult(text=verdict.render(), ok=verdict.accepted))
+async def answer_by_call(work: Work, call: ToolCall, index: int, answer: Answer, state: CallState) -> AsyncIterator[Stored]:
+    """The verdict is the call's result; a final answer also becomes the assistant's last message.
+
+    Args:
+        work: where.
+        call: the call.
+        index: its number.
+        answer: what it says.
+        state: what the log says of the call already, after an interruption.
+    """
+    if state.verdict is not None:
+        verdict = Verdict(findings=state.verdict.findings)
+    else:
+        verdict, events = await _verify(work, answer)
+        for stored in events:
+            yield stored
+    if not state.returned:
+        yield await work.observe(call, index, ToolResult(text=verdict.render(), ok=verdict.accepted))
     if _is_final(work, verdict):
         for stored in await conclude(work, answer, verdict, write_message=True):
             yield stored
@@ -35,20 +48,34 @@ async def answer_in_words(work: Work, turn: TurnEnded) -> AsyncIterator[Stored]:
         async for stored in _nudge(work, turn):
             yield stored
         return
-    if ANSWER in work.tools.names() and (turn.reasoning or "").strip():
+    given = _verdict_behind(work, turn)
+    if given is None and ANSWER in work.tools.names() and (turn.reasoning or "").strip():
         (stored,) = await work.append(
             Warned(text="answered in plain content: the family's history rule drops its reasoning from now on")
         )
         yield stored
     answer = answer_from_text(turn.content)
-    verdict, events = await _verify(work, answer)
-    for stored in events:
-        yield stored
+    if given is not None:
+        verdict = Verdict(findings=given.findings)
+    else:
+        verdict, events = await _verify(work, answer)
+        for stored in events:
+            yield stored
     if _is_final(work, verdict):
         for stored in await conclude(work, answer, verdict, write_message=False):
             yield stored
     else:
         yield await work.say(f"Your answer was {verdict.render()}. Correct it.")
+
+
+def _verdict_behind(work: Work, turn: TurnEnded) -> VerdictGiven | None:
+    """The verdict on the newest turn, where it was given before an interruption."""
+    for stored in reversed(work.events):
+        if isinstance(stored.event, VerdictGiven):
+            return stored.event
+        if stored.event is turn:
+            return None
+    return None
 
 
 async def _verify(work: Work, answer: Answer) -> tuple[Verdict, list[Stored]]:

@@ -4,8 +4,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field, fields, frozen
 
+from k2core.agent.resuming import Spent
 from k2core.errors import UsageError
 from k2core.messages import Usage
 
@@ -31,6 +32,10 @@ class Limits:
     reasoning_tokens: int | None = field(default=32_000, validator=_positive)
     seconds: float | None = field(default=600.0, validator=_positive)
 
+    def by_name(self) -> dict[str, float | None]:
+        """As the journal has them."""
+        return {one.name: getattr(self, one.name) for one in fields(type(self))}
+
 
 @frozen(kw_only=True)
 class Reached:
@@ -47,12 +52,21 @@ class Reached:
 
 @define(kw_only=True)
 class Budget:
-    """What one question has used of its limits."""
+    """What one question has used of its limits.
+
+    Attributes:
+        limits: see `Limits`.
+        clock: seconds from any start.
+        calls: made.
+        reasoning_tokens: generated.
+        seconds_before: wall time of work before this budget was made, where the question goes on after an interruption.
+    """
 
     limits: Limits
     clock: Callable[[], float] = time.monotonic
     calls: int = 0
     reasoning_tokens: int = 0
+    seconds_before: float = 0.0
     _started: Any = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -60,8 +74,13 @@ class Budget:
 
     @property
     def seconds(self) -> float:
-        """Wall time since the start."""
-        return float(self.clock() - self._started)
+        """Wall time of work."""
+        return self.seconds_before + float(self.clock() - self._started)
+
+    @classmethod
+    def behind(cls, limits: Limits, spent: Spent) -> "Budget":
+        """The budget of a question that has used something already."""
+        return cls(limits=limits, calls=spent.calls, reasoning_tokens=spent.reasoning_tokens, seconds_before=spent.seconds)
 
     def spend(self, usage: Usage) -> None:
         """Account for a model turn."""

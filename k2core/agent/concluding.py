@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 
 from k2core.agent import projection
 from k2core.agent.budget import Reached
+from k2core.agent.verify import outcome
 from k2core.agent.work import Work
-from k2core.events import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, Stored
+from k2core.events import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, RunEnded, RunResumed, Stored
 from k2core.interfaces import Answer, Verdict
-from k2core.verify import outcome
 
 KNOWN = 10  # results that an unfinished answer tells at most
 
@@ -22,7 +22,7 @@ async def conclude(work: Work, answer: Answer, verdict: Verdict, *, write_messag
 
 async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
     """End without an answer of the model, with the newest results: a budget was reached, or it cannot go on."""
-    if isinstance(why, Reached):
+    if isinstance(why, Reached) and not _is_told(work, why):
         for stored in await work.append(BudgetReached(which=why.which, limit=float(why.limit), used=float(why.used))):
             yield stored
     known = [one for one in projection.trajectory(work.events).observations if one.ok]
@@ -33,6 +33,13 @@ async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
     status: AnswerStatus = "partial" if isinstance(why, Reached) or known else "failed"
     for stored in await work.end(AnswerGiven(text="\n".join(lines), status=status, reason=str(why)), write_message=True):
         yield stored
+
+
+def _is_told(work: Work, why: Reached) -> bool:
+    """Whether the log's last word is that budget already, from before an interruption."""
+    told = (one.event for one in reversed(work.events) if not isinstance(one.event, RunResumed | RunEnded))
+    last = next(told, None)
+    return isinstance(last, BudgetReached) and last.which == why.which
 
 
 def in_words(arguments: str) -> str:

@@ -1,19 +1,19 @@
 """The journal: an append-only store of runs in one SQLite file.
 
-Every event is a row (run, sequence, time, kind, body, hash). ``hash`` covers the row and the hash of the row before
-it in the same run, so a changed, missing or reordered row is found when the run is opened; only the loss of the last
-rows leaves no trace in the chain (such a run lacks its ``run.ended``).
+Every event is a row (run, sequence, time, kind, body, hash). ``hash`` covers the row and the hash of the row before it in the
+same run, and the hash of the last row stands beside the rows once more: a changed, missing or reordered row is found when the
+run is opened.
 
-Writing: `Journal.append` hands events to the one writer thread, which commits everything that waits in one transaction
-and answers only when it is on disk (WAL with ``synchronous=FULL``: each commit syncs the log). Several processes may
-write to one file, even to one run. Reading opens a connection of its own each time and never waits for the writer.
+Writing: `Journal.append` hands events to the one writer thread, which commits everything that waits in one transaction and
+answers only when it is on disk (WAL with ``synchronous=FULL``: each commit syncs the log). Several processes may write to one
+file, and one at a time to a run (`Journal.take`). Reading opens a connection of its own each time and never waits for the
+writer.
 
 A full disk, a lock that is held too long or a file that turned read-only fails the appends concerned with one
 `JournalError` line; whatever was acknowledged before stays.
 """
 
 import asyncio
-import queue
 import secrets
 import sqlite3
 import threading
@@ -25,25 +25,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 
-from attrs import define, field, frozen
+from attrs import define, field
 
-from k2core.agent.journal_chain import canonical_json, row_hash, verified
-from k2core.agent.journal_file import JournalFile, journal_errors
+from k2core.agent.journal_chain import canonical_json, verified
+from k2core.agent.journal_file import JournalFile, at_once, journal_errors
 from k2core.agent.journal_runs import RunSummary, find_run, summaries
+from k2core.agent.journal_writer import Append, JournalWriter, Place, Release, Take
+from k2core.agent.lease import LEASE_S, Lease
 from k2core.errors import JournalError
 from k2core.events import Event, Stored
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
-GROUP_LIMIT = 512  # appends that share one commit at most
-
-
-@frozen(kw_only=True, eq=False)
-class _Append:
-    """Work for the writer thread."""
-
-    run: str
-    bodies: tuple[tuple[str, str], ...]  # (kind, canonical JSON)
-    done: "Future[list[tuple[int, str]]]" = field(factory=Future)  # (sequence, time) of each
 
 
 @define(kw_only=True, eq=False)
@@ -56,10 +48,8 @@ class Journal:
 
     path: Path
     _file: JournalFile
-    _queue: "queue.SimpleQueue[_Append | None]" = field(factory=queue.SimpleQueue, init=False)
-    _writer: threading.Thread | None = field(default=None, init=False)
+    _writer: JournalWriter
     _lock: threading.Lock = field(factory=threading.Lock, init=False)
-    _closed: bool = field(default=False, init=False)
     _last_id: int = field(default=0, init=False)
 
     @classmethod
@@ -70,6 +60,7 @@ class Journal:
         *,
         busy_timeout_s: float = 10.0,
         max_bytes: int | None = None,
+        lease_s: float = LEASE_S,
     ) -> "Journal":
         """The journal in *path*.
 
@@ -78,6 +69,7 @@ class Journal:
             create: whether a file that does not exist is fine; it is made on the first append.
             busy_timeout_s: how long to wait for another process's lock.
             max_bytes: size at which this journal refuses to grow further; None is the disk's own limit.
+            lease_s: seconds without a sign of life after which others may take over a run that is taken here.
 
         Raises:
             JournalVersionError: a newer k2core wrote the file.
@@ -92,7 +84,7 @@ class Journal:
                 pass
         elif not create:
             raise JournalError(f"cannot open the journal {chosen}: there is no such file. Give another with --store.")
-        return cls(path=chosen, file=file)
+        return cls(path=chosen, file=file, writer=JournalWriter(file=file, lease_s=lease_s))
 
     # ── writing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -110,108 +102,66 @@ class Journal:
         tail = (milliseconds % 1000) << 20 | now & 0xFFFFF
         return f"{stamp}-" + "".join(ALPHABET[tail >> shift & 31] for shift in (25, 20, 15, 10, 5, 0))
 
-    async def append(self, run: str, *events: Event) -> list[Stored]:
+    async def append(self, run: str, *events: Event, lease: Lease | None = None) -> list[Stored]:
         """Store *events* at the end of *run*, all or none; they are on disk when this returns.
 
         Cancelling the caller does not take the events back: they are stored, or not, as a whole.
 
+        Args:
+            run: a run's id.
+            events: what happened.
+            lease: from `take`; None writes only while nobody has taken the run.
+
         Raises:
+            RunLost: somebody else took the run over.
+            RunBusy: somebody has taken it, and no lease is given.
             JournalError: they could not be stored; nothing of them is in the file.
         """
-        return _stored(run, events, await asyncio.wrap_future(self._submit(run, events)))
+        return _stored(run, events, await asyncio.wrap_future(self._submit(run, events, lease)))
 
-    def write(self, run: str, *events: Event) -> list[Stored]:
+    def write(self, run: str, *events: Event, lease: Lease | None = None) -> list[Stored]:
         """`append` for callers without an event loop."""
-        return _stored(run, events, self._submit(run, events).result())
+        return _stored(run, events, self._submit(run, events, lease).result())
 
-    def _submit(self, run: str, events: Sequence[Event]) -> "Future[list[tuple[int, str]]]":
-        work = _Append(run=run, bodies=tuple((event.kind, canonical_json(event.to_json())) for event in events))
-        work.done.set_running_or_notify_cancel()  # from here on it cannot be cancelled, only awaited
-        with self._lock:
-            if self._closed:
-                raise JournalError(f"cannot write to the journal {self.path}: it is closed. Open it again.")
-            if self._writer is None:
-                self._writer = threading.Thread(target=self._write, name="k2core-journal", daemon=True)
-                self._writer.start()
-            self._queue.put(work)
-        return work.done
+    def _submit(self, run: str, events: Sequence[Event], lease: Lease | None) -> "Future[list[Place]]":
+        bodies = tuple((event.kind, canonical_json(event.to_json())) for event in events)
+        job = Append(run=run, bodies=bodies, fence=None if lease is None else lease.fence)
+        self._writer.submit(job)
+        return job.done
 
-    def _write(self) -> None:
-        connection: sqlite3.Connection | None = None
-        stop = False
-        while not stop:
-            group: list[_Append] = []
-            item = self._queue.get()
-            while True:
-                if item is None:
-                    stop = True
-                    break
-                group.append(item)
-                if len(group) == GROUP_LIMIT:
-                    break
-                try:
-                    item = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-            connection = self._commit(connection, group) if group else connection
-        if connection is not None:
-            connection.close()
+    async def take(self, run: str) -> Lease:
+        """Become the one that writes to *run*, until `release` or until somebody else takes it over.
 
-    def _commit(self, connection: sqlite3.Connection | None, group: list[_Append]) -> sqlite3.Connection | None:
-        """Commit a group; if that fails, each of its appends on its own, so that only those concerned fail."""
-        try:
-            if connection is None:
-                connection = self._file.writing()
-            places = self._insert(connection, group)
-        except Exception as error:  # carried over to the waiting callers
-            if connection is not None and len(group) > 1:
-                for single in group:
-                    connection = self._commit(connection, [single])
-                return connection
-            for work in group:
-                work.done.set_exception(error)
-            if connection is not None:  # the next append starts afresh: the file may have been replaced
-                connection.close()
-            return None
-        for work, place in zip(group, places, strict=True):
-            work.done.set_result(place)
-        return connection
+        Others can take it over when this process is gone, or shows no sign of life for the lease's time.
 
-    def _insert(self, connection: sqlite3.Connection, group: list[_Append]) -> list[list[tuple[int, str]]]:
-        places = []
-        with journal_errors(self.path, "write to"):
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                moment = _now()
-                for work in group:
-                    last = connection.execute(
-                        "SELECT sequence, hash FROM events WHERE run = ? ORDER BY sequence DESC LIMIT 1", (work.run,)
-                    ).fetchone()
-                    sequence, chain = last if last is not None else (0, "")
-                    place = []
-                    for kind, body in work.bodies:
-                        sequence += 1
-                        row = (work.run, sequence, moment, kind, body)
-                        chain = row_hash(chain, *row)
-                        connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", (*row, chain))
-                        place.append((sequence, moment))
-                    places.append(place)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-        return places
+        Raises:
+            RunBusy: somebody else has it, or this journal already.
+            JournalError: the journal cannot be written to.
+        """
+        job = Take(run=run)
+        self._writer.submit(job)
+        return await asyncio.wrap_future(job.done)
+
+    async def confirm(self, lease: Lease) -> None:
+        """Make sure that the run is still ours, where this process may have slept since it last wrote under *lease*.
+
+        Raises:
+            RunLost: somebody else took the run over.
+        """
+        if self._writer.may_be_lost(lease):
+            job = Append(run=lease.run, bodies=(), fence=lease.fence)
+            self._writer.submit(job)
+            await asyncio.wrap_future(job.done)
+
+    async def release(self, lease: Lease) -> None:
+        """Give a lease back; nothing is to be written under it any more."""
+        job = Release(lease=lease)
+        self._writer.submit(job)
+        await asyncio.wrap_future(job.done)
 
     def close(self) -> None:
-        """Write what still waits, then stop the writer. Closing twice is fine."""
-        with self._lock:
-            self._closed = True
-            writer, self._writer = self._writer, None
-            if writer is not None:
-                self._queue.put(None)
-        if writer is not None:
-            writer.join()
+        """Write what still waits, give the leases back, then stop the writer. Closing twice is fine."""
+        self._writer.close()
 
     def __enter__(self) -> "Journal":
         return self
@@ -231,12 +181,19 @@ class Journal:
             UnknownName, InputError: see `find_run`.
             JournalDamaged: a row does not fit; names the first.
         """
-        run = self.find_run(run)
-        with self._rows() as connection:
+        return self._events(self.find_run(run))
+
+    def _events(self, run: str) -> list[Stored]:
+        with self._rows() as connection, at_once(connection):
             rows = connection.execute(
                 "SELECT run, sequence, time, kind, body, hash FROM events WHERE run = ? ORDER BY sequence", (run,)
             ).fetchall()
-        return list(verified(run, rows))
+            head = self._file.head(connection, run)
+        return list(verified(run, rows, head))
+
+    def known(self, run: str) -> list[Stored]:
+        """`events` of a run's id; none where the run has none yet."""
+        return self._events(run)
 
     def find_run(self, name: str) -> str:
         """The id that *name* stands for.
@@ -263,7 +220,7 @@ class Journal:
             yield connection
 
 
-def _stored(run: str, events: Sequence[Event], places: list[tuple[int, str]]) -> list[Stored]:
+def _stored(run: str, events: Sequence[Event], places: list[Place]) -> list[Stored]:
     return [
         Stored(run=run, sequence=sequence, time=moment, event=event)
         for event, (sequence, moment) in zip(events, places, strict=True)
@@ -275,7 +232,3 @@ def default_path() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_data_dir("k2core", appauthor=False)) / "runs.sqlite"
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

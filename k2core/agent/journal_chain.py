@@ -41,25 +41,35 @@ def _row_hash(previous: bytes, run: bytes, sequence: int, moment: bytes, kind: b
 Row = tuple[object, object, object, object, object, object]  # run, sequence, time, kind, body, hash: as SQLite gives them
 
 
-def verified(run: str, rows: Iterable[Row]) -> Iterator[Stored]:
+def verified(run: str, rows: Iterable[Row], head: tuple[int, str] | None = None) -> Iterator[Stored]:
     """Events of a run's rows in order, each checked against the chain.
 
     Args:
         run: the run's id.
         rows: its rows in order of sequence, texts as bytes.
+        head: number and hash of its last row, as they are kept beside the rows; None where they are not.
 
     Raises:
-        JournalDamaged: at the first row that does not fit.
+        JournalDamaged: at the first row that does not fit, or behind the last one where more are missing.
     """
     previous = b""
+    expected = 0
     for expected, row in enumerate(rows, start=1):
         try:
             event = _checked(previous, expected, row)
         except (ValueError, FormatError) as error:
-            line = f"run {run} is damaged at event {expected}: {error}. The events before it are intact."
-            raise JournalDamaged(line, run=run, sequence=expected) from error
+            raise _damaged(run, expected, str(error)) from error
         yield Stored(run=run, sequence=expected, time=text(row[2]), event=event)
         previous = text(row[5]).encode()
+    if head is not None and head[0] > expected:
+        raise _damaged(run, expected + 1, f"it and all up to {head[0]} are missing")
+    if head is not None and head != (expected, previous.decode()):
+        raise _damaged(run, min(expected, head[0]), "the hash beside the run is another one")
+
+
+def _damaged(run: str, sequence: int, what: str) -> JournalDamaged:
+    line = f"run {run} is damaged at event {sequence}: {what}. The events before it are intact."
+    return JournalDamaged(line, run=run, sequence=sequence)
 
 
 def _checked(previous: bytes, expected: int, row: Row) -> Event:

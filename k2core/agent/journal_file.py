@@ -1,4 +1,8 @@
-"""The journal's SQLite file: its schema, its version, and SQLite's errors as one clear line each."""
+"""The journal's SQLite file: its schema, its version, and SQLite's errors as one clear line each.
+
+`events` holds what happened and never changes. `runs` holds, for each run, its head (number and hash of its last event) and its
+lease (see `k2core.agent.lease`).
+"""
 
 import sqlite3
 import time
@@ -8,10 +12,23 @@ from pathlib import Path
 
 from attrs import frozen
 
+from k2core.agent.journal_chain import text
 from k2core.errors import JournalError, JournalVersionError
 
-SCHEMA_VERSION = 1  # PRAGMA user_version; raise it with every change that an older k2core would misread
+SCHEMA_VERSION = 2  # PRAGMA user_version; raise it with every change that an older k2core would misread
 APPLICATION_ID = 0x6B32636F  # "k2co": tells the file from another program's SQLite file
+
+# A journal of version 1 has no `runs`; it is added before the first write.
+RUNS = """
+CREATE TABLE runs (
+    run      TEXT    PRIMARY KEY,
+    sequence INTEGER NOT NULL DEFAULT 0,
+    hash     TEXT    NOT NULL DEFAULT '',
+    fence    INTEGER NOT NULL DEFAULT 0,
+    owner    TEXT,
+    until    REAL
+);
+"""
 
 # A run's rows are numbered from 1 without gaps. The insert trigger also stops INSERT OR REPLACE, which would otherwise
 # delete a row without firing the delete trigger.
@@ -33,6 +50,7 @@ CREATE TRIGGER events_never_go BEFORE DELETE ON events
 CREATE TRIGGER events_follow_each_other BEFORE INSERT ON events
     WHEN NEW.sequence <> (SELECT coalesce(max(sequence), 0) + 1 FROM events WHERE run = NEW.run)
     BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+{RUNS}
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -117,9 +135,11 @@ class JournalFile:
                     (page,) = connection.execute("PRAGMA page_size").fetchone()
                     connection.execute(f"PRAGMA max_page_count = {max(1, self.max_bytes // page)}")
                 connection.execute("BEGIN IMMEDIATE")
-                if not self.check(connection):
-                    for statement in _statements(SCHEMA):
-                        connection.execute(statement)
+                missing = "" if self.check(connection) else SCHEMA
+                if not missing and self._version(connection) < SCHEMA_VERSION:
+                    missing = f"{RUNS}\nPRAGMA user_version = {SCHEMA_VERSION};"
+                for statement in _statements(missing):
+                    connection.execute(statement)
                 connection.execute("COMMIT")
             except BaseException:
                 connection.close()
@@ -133,7 +153,7 @@ class JournalFile:
             JournalVersionError: a newer k2core wrote the file.
             JournalError: it is another program's SQLite file, or not a SQLite file at all.
         """
-        with _at_once(connection):  # another process may be writing the schema
+        with at_once(connection):  # another process may be writing the schema
             (application,) = connection.execute("PRAGMA application_id").fetchone()
             (version,) = connection.execute("PRAGMA user_version").fetchone()
             (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -150,6 +170,20 @@ class JournalFile:
             )
         return True
 
+    def head(self, connection: sqlite3.Connection, run: str) -> tuple[int, str] | None:
+        """Number and hash of the run's last event, as they stand beside the events; None where a version 1 wrote it alone."""
+        if self._version(connection) < 2:
+            return None
+        row = connection.execute("SELECT sequence, hash FROM runs WHERE run = ?", (run,)).fetchone()
+        if row is None or not isinstance(row[0], int) or not row[0]:
+            return None
+        return row[0], text(row[1])
+
+    @staticmethod
+    def _version(connection: sqlite3.Connection) -> int:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
     def _use_wal(self, connection: sqlite3.Connection) -> None:
         # the first switch to WAL needs the file alone and does not wait for the busy timeout
         deadline = time.monotonic() + self.busy_timeout_s
@@ -164,7 +198,7 @@ class JournalFile:
 
 
 @contextmanager
-def _at_once(connection: sqlite3.Connection) -> Iterator[None]:
+def at_once(connection: sqlite3.Connection) -> Iterator[None]:
     """What is read inside is of one moment."""
     if connection.in_transaction:
         yield

@@ -14,7 +14,8 @@ a call is dispatched only after its intent is durable, and an answer is final on
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from attrs import define, evolve, field
 
@@ -24,6 +25,7 @@ from k2core.agent.calling import act
 from k2core.agent.concluding import wind_down
 from k2core.agent.journal import Journal
 from k2core.agent.result import RunResult, result_of
+from k2core.agent.resuming import of_question
 from k2core.agent.swap_events import following
 from k2core.agent.swaps import Swaps
 from k2core.agent.thinking import interrupted, think
@@ -48,6 +50,7 @@ class Agent:
         limits: budgets of one question.
         options: sampling and the length of one turn.
         swaps: what carries out the session's parts by now; see `k2core.agent.swapping`.
+        made_of: what else a run should record of the session, for `k2 resume`; JSON values.
         last_run: the run of the question that was begun last, or that the next one goes on with; None before the first.
     """
 
@@ -58,6 +61,7 @@ class Agent:
     limits: Limits = field(factory=Limits)
     options: GenerateOptions = field(factory=GenerateOptions)
     swaps: Swaps = field(factory=Swaps)
+    made_of: Mapping[str, Any] = field(factory=dict)
     last_run: str | None = None
     _running: int = field(default=0, init=False)  # questions that are being worked on
     _writing: threading.Lock = field(factory=threading.Lock, init=False, repr=False, eq=False)  # swaps, between two questions
@@ -78,6 +82,31 @@ class Agent:
         """
         if not question.strip():
             raise InputError('the question is empty. Give one, e.g. k2 run "What is 23 times 47?"')
+        async with contextlib.aclosing(self._worked_on(lambda work: work.begin(question, run))) as items:
+            async for item in items:
+                yield item
+
+    async def resume(self, run: str) -> AsyncIterator[Stored | Live]:
+        """Go on with the last question of *run* where it was cut off, and yield what happens.
+
+        Calls that were begun and have no result are settled as the effects ledger allows (`k2core.agent.ledger`); where only a
+        person can say what became of one, the run ends with the status ``waiting``.
+
+        Args:
+            run: a run's id, the beginning of one, or ``last``.
+
+        Raises:
+            InputError: its last question is done.
+            RunBusy: another process works on it.
+            JournalDamaged: it cannot be read whole; names the first event that does not fit.
+            K2Error: as of `stream`.
+        """
+        async with contextlib.aclosing(self._worked_on(lambda work: work.reopen(run))) as items:
+            async for item in items:
+                yield item
+
+    async def _worked_on(self, begin: Callable[[Work], Awaitable[list[Stored]]]) -> AsyncGenerator[Stored | Live, None]:
+        """A question from where *begin* puts it to its end."""
         work = Work(
             model=self.model,
             tools=self.tools,
@@ -86,29 +115,32 @@ class Agent:
             options=self.options,
             budget=Budget(limits=self.limits),
             swaps=self.swaps,
+            made_of=self.made_of,
         )
         with self._writing:
             self._running += 1
         try:
             if self._running == 1:
                 self.swaps.settle()
-            for stored in await work.begin(question, run):
+            for stored in await begin(work):
                 yield stored
             while not work.ended:
                 async for item in _step(work):
                     yield item
         except (asyncio.CancelledError, GeneratorExit):
-            if work.run and not work.ended:
+            if work.lease and not work.ended:
                 await asyncio.shield(work.append(*interrupted(work), RunEnded(status="cancelled", **work.totals())))
             raise
         except Exception:
-            if work.run and not work.ended:
+            if work.lease and not work.ended:
                 with contextlib.suppress(JournalError):  # the journal may be what failed; the first error is the one to tell
                     await work.append(RunEnded(status="failed", **work.totals()))
             raise
         finally:
             self.last_run = work.run if work.events else self.last_run
             self._running -= 1
+            with contextlib.suppress(JournalError):  # an unreleased lease lapses
+                await asyncio.shield(work.leave())
             self.write_swaps()
 
     def write_swaps(self) -> None:
@@ -132,11 +164,17 @@ class Agent:
 
     async def ask(self, question: str, *, run: str | None = None) -> RunResult:
         """`stream` to its end, as one result."""
-        events: list[Stored] = []
-        async for item in self.stream(question, run=run):
-            if isinstance(item, Stored):
-                events.append(item)
-        return evolve(result_of(events), model=dict(self.model.identity()))
+        return await self._result(self.stream(question, run=run))
+
+    async def finish(self, run: str) -> RunResult:
+        """`resume` to its end, as one result; what was used before counts too."""
+        return await self._result(self.resume(run))
+
+    async def _result(self, stream: AsyncIterator[Stored | Live]) -> RunResult:
+        run = ""
+        async for item in stream:
+            run = item.run if isinstance(item, Stored) else run
+        return evolve(result_of(of_question(self.journal.events(run))), model=dict(self.model.identity()))
 
     def run(self, question: str, *, run: str | None = None) -> RunResult:
         """`ask` for callers without an event loop."""
@@ -144,15 +182,17 @@ class Agent:
 
 
 async def _step(work: Work) -> AsyncIterator[Stored | Live]:
-    """One turn of the model and what follows from it."""
-    reached = work.budget.reached()
-    if reached is not None:
-        async for stored in wind_down(work, reached):
-            yield stored
-        return
-    async for item in think(work):
-        yield item
+    """One turn of the model and what follows from it; a turn that the log has already is taken from there."""
     if work.turn is None:
-        return
-    async for stored in act(work, work.turn) if work.turn.calls else answer_in_words(work, work.turn):
+        reached = work.budget.reached()
+        if reached is not None:
+            async for stored in wind_down(work, reached):
+                yield stored
+            return
+        async for item in think(work):
+            yield item
+        if work.turn is None:
+            return
+    turn, work.turn = work.turn, None
+    async for stored in act(work, turn) if turn.calls else answer_in_words(work, turn):
         yield stored

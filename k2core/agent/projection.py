@@ -11,6 +11,7 @@ from k2core.events import (
     AnswerGiven,
     MessageAdded,
     ResultsHidden,
+    RunResumed,
     StepsLeftOut,
     Stored,
     ToolIntent,
@@ -25,12 +26,18 @@ HIDDEN = "(hidden)"
 INTERRUPTED = "error: interrupted before a result came back"
 
 
-def messages(events: Iterable[Stored]) -> list[Message]:
-    """The conversation that the next turn continues."""
+def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
+    """The conversation that the next turn continues.
+
+    Args:
+        events: of the run.
+        closed: whether calls of the newest turn that have no result get one; without, they are still to be carried out.
+    """
     events = list(events)
     hidden = {one for stored in events if isinstance(stored.event, ResultsHidden) for one in stored.event.calls}
     through = left_out(events)
     called = 0  # so far
+    is_heard = False  # the last message is what was heard of an interrupted turn
     out: list[Message] = []
     open_calls: list[ToolCall] = []
 
@@ -42,15 +49,20 @@ def messages(events: Iterable[Stored]) -> list[Message]:
     for stored in events:
         event = stored.event
         if isinstance(event, MessageAdded):
+            is_heard = False
             close()
             out.append(event.message())
         elif isinstance(event, TurnEnded):
             close()
+            is_heard = event.finish_reason == "cancelled"
             called += len(event.calls)
             if event.calls and called <= through:
                 continue
             out.append(event.message())
             open_calls.extend(event.calls)
+        elif isinstance(event, RunResumed):
+            if is_heard and out[-1].role == "assistant":
+                del out[-1]  # what was heard of an interrupted turn; it is generated again
         elif isinstance(event, ToolReturned):
             if called <= through:
                 continue
@@ -58,7 +70,8 @@ def messages(events: Iterable[Stored]) -> list[Message]:
                 del open_calls[0]  # calls are made in order, so results are too
             text = HIDDEN if event.index in hidden else event.text
             out.append(tool_message(event.call_id, event.name, text))
-    close()
+    if closed:
+        close()
     return out
 
 

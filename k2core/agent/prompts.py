@@ -1,4 +1,4 @@
-"""The system text for a model that brings none of its own."""
+"""Texts of the framework for the model: the system text where it brings none of its own, and a word when work goes on."""
 
 SYSTEM = """\
 You solve problems step by step with tools.
@@ -7,3 +7,5 @@ look up again when it does not fit.
 When you are done call `answer`: `text` is the answer for the user, and `claims` lists its statements, each with the numbers \
 of the calls that support it (the number after the colon in functions.NAME:NUMBER). Every number and name in the answer must \
 come from a result or from the question. If your tools cannot answer it, say so in `answer` with no claims."""
+
+GO_ON = "Work on the question goes on. What you found before is still there; go on from it."

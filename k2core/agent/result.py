@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
-from k2core.agent import projection
+from k2core.agent import ledger, projection
+from k2core.agent.concluding import in_words
 from k2core.events import AnswerGiven, AnswerStatus, RunEnded, RunStarted, Stored, TurnEnded
 
 
@@ -43,7 +44,7 @@ class RunResult:
 
 def result_of(events: Sequence[Stored]) -> RunResult:
     """The result that the events of one question amount to."""
-    answer = projection.last_answer(events)
+    answer = waiting_answer(events) or projection.last_answer(events)
     end = next(stored.event for stored in reversed(events) if isinstance(stored.event, RunEnded))
     started = [stored.event for stored in events if isinstance(stored.event, RunStarted)]
     usages = [stored.event.usage for stored in events if isinstance(stored.event, TurnEnded)]
@@ -62,3 +63,16 @@ def result_of(events: Sequence[Stored]) -> RunResult:
         model_seconds=sum(usage.model_seconds for usage in usages),
         model=started[0].model if started else {},
     )
+
+
+def waiting_answer(events: Sequence[Stored]) -> AnswerGiven | None:
+    """What stands for an answer while the run waits for a person's decision; None where it does not wait."""
+    end = next((one.event for one in reversed(events) if isinstance(one.event, RunEnded)), None)
+    if end is None or end.status != "waiting":
+        return None
+    lines = ["I wait for a decision:"]
+    for index, state in ledger.waiting(events).items():
+        assert state.intent is not None and state.needed is not None
+        call = f"call {index}, {state.intent.name} {in_words(state.intent.arguments)}"
+        lines.append(f"- {call}, begun {state.since}: {state.needed.why}. One of: {', '.join(state.needed.options)}.")
+    return AnswerGiven(text="\n".join(lines), status="waiting", reason="it waits for a decision")

@@ -113,6 +113,7 @@ class Session:
             limits=choice.limits,
             options=options,
             swaps=swaps,
+            made_of=made_of(choice),
         )
         return cls(
             agent=agent,
@@ -224,6 +225,16 @@ class Session:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def made_of(choice: Choice) -> dict[str, Any]:
+    """What a run records of *choice* beside model, tools, limits and sampling: what `k2 resume` needs to make it again."""
+    folders = {"docs": choice.documents, "workspace": choice.workspace}
+    return {
+        **{name: str(path.absolute()) for name, path in folders.items() if path is not None},
+        **{name: value for name, value in (("device", choice.device), ("moe", choice.moe)) if value is not None},
+        "sandbox": choice.sandbox,
+    }
 
 
 def session_tools(plugins: Plugins, choice: Choice, closing: ExitStack) -> list[Any]:

@@ -8,22 +8,33 @@ import asyncio
 import hashlib
 import json
 import platform
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import define, field
 
 import k2core
-from k2core.agent import projection
+from k2core.agent import projection, resuming
 from k2core.agent.blobs import Blobs
 from k2core.agent.budget import Budget
 from k2core.agent.journal import Journal
-from k2core.agent.prompts import SYSTEM
+from k2core.agent.lease import Lease
+from k2core.agent.prompts import GO_ON, SYSTEM
 from k2core.agent.swap_events import following, in_force
 from k2core.agent.swaps import Swaps
 from k2core.errors import JournalError
-from k2core.events import AnswerGiven, Artefact, Event, MessageAdded, RunEnded, RunStarted, Stored, ToolReturned, TurnEnded
+from k2core.events import (
+    AnswerGiven,
+    Artefact,
+    Event,
+    MessageAdded,
+    RunEnded,
+    RunResumed,
+    RunStarted,
+    Stored,
+    ToolReturned,
+    TurnEnded,
+)
 from k2core.interfaces import ChatModel, GenerateOptions, ToolResult, Verifier
 from k2core.messages import Delta, Message, ToolCall
 from k2core.tools import Registry
@@ -41,6 +52,7 @@ class Work:
         options: sampling and the length of one turn.
         budget: what the question may use and has used.
         swaps: what carries out the session's parts by now.
+        made_of: see `Agent.made_of`.
         run: the run's id; empty before `begin`.
         events: of the run so far, those of earlier questions included.
         messages: the conversation that the model's next turn continues.
@@ -50,6 +62,7 @@ class Work:
         silences: turns in a row that were empty or cut.
         tokens: generated for this question.
         ended: the run's end is in the journal.
+        lease: the right to write to the run.
     """
 
     model: ChatModel
@@ -59,6 +72,7 @@ class Work:
     options: GenerateOptions
     budget: Budget
     swaps: Swaps = field(factory=Swaps)
+    made_of: Mapping[str, Any] = field(factory=dict)
     run: str = ""
     events: list[Stored] = field(factory=list)
     messages: list[Message] = field(factory=list)
@@ -68,22 +82,74 @@ class Work:
     silences: int = 0
     tokens: int = 0
     ended: bool = False
-    _started: float = field(factory=time.perf_counter)
+    lease: Lease | None = None
 
     async def begin(self, question: str, run: str | None) -> list[Stored]:
         """Start a run, or continue *run*, and put the question into the conversation."""
         fresh: list[Event] = []
+        await self._take(self.journal.start_run() if run is None else self.journal.find_run(run))
         if run is None:
-            self.run = self.journal.start_run()
             fresh.append(self._run_started(question))
             fresh.append(MessageAdded(role="system", content=self.model.profile.system or SYSTEM))
-        else:
-            self.run = run
-            self.events = list(self.journal.events(run))
         stored = await self.append(*fresh, MessageAdded(role="user", content=question))
         stored += await self.record()
         self.messages = projection.messages(self.events)
         return stored
+
+    async def reopen(self, run: str) -> list[Stored]:
+        """Go on with the last question of *run* where it was cut off.
+
+        Raises:
+            InputError: there is nothing to go on with.
+            RunBusy: another process works on it.
+        """
+        run = self.journal.find_run(run)
+        resuming.see_unfinished(run, self.journal.events(run))
+        await self._take(run)
+        resuming.see_unfinished(run, self.events)
+        before, answer = resuming.spent(self.events), resuming.last_answer(self.events)
+        self.budget = Budget.behind(self.budget.limits, before)
+        self.tokens, self.attempts, self.silences = before.tokens, before.attempts, before.silences
+        if answer is not None and not resuming.is_ended(self.events):
+            self.ended = True
+            return await self.append(RunEnded(status=answer.status, **self.totals()))
+        stored = await self.append(RunResumed(limits=self.budget.limits.by_name(), versions=_versions()))
+        if not resuming.is_asked(self.events):
+            system = any(isinstance(one.event, MessageAdded) for one in self.events)
+            fresh = [] if system else [MessageAdded(role="system", content=self.model.profile.system or SYSTEM)]
+            stored += await self.append(*fresh, MessageAdded(role="user", content=resuming.question_of(self.events)))
+        if answer is not None and answer.status in resuming.UNFINISHED:
+            stored += await self.append(MessageAdded(role="system", name="framework", content=GO_ON))
+        stored += await self.record()
+        self.turn = resuming.last_turn(self.events)
+        self.messages = projection.messages(self.events, closed=self.turn is None)
+        return stored
+
+    async def _take(self, run: str) -> None:
+        """Become the one that works on *run*, and know its events."""
+        self.lease = await self.journal.take(run)
+        self.run = run
+        self.events = self.journal.known(run)
+
+    async def leave(self) -> None:
+        """Let others work on the run."""
+        lease, self.lease = self.lease, None
+        if lease is not None:
+            await self.journal.release(lease)
+
+    async def see_lease(self) -> None:
+        """Make sure, before something is done that cannot be undone, that nobody took the run over meanwhile.
+
+        Raises:
+            RunLost: somebody did.
+        """
+        if self.lease is not None:
+            await self.journal.confirm(self.lease)
+
+    async def wait(self) -> list[Stored]:
+        """End the work until a person has decided."""
+        self.ended = True
+        return await self.record(RunEnded(status="waiting", **self.totals()))
 
     async def record(self, *events: Event) -> list[Stored]:
         """`append`, behind the swaps and refusals since the last time, and whatever else this run does not know of yet."""
@@ -99,7 +165,7 @@ class Work:
 
     async def append(self, *events: Event) -> list[Stored]:
         """Durable in the journal when it returns."""
-        stored = await self.journal.append(self.run, *events) if events else []
+        stored = await self.journal.append(self.run, *events, lease=self.lease) if events else []
         self.events.extend(stored)
         return stored
 
@@ -140,13 +206,14 @@ class Work:
     async def end(self, given: AnswerGiven, *, write_message: bool) -> list[Stored]:
         """Write the answer and the end of the run; with *write_message* also as the assistant's last message."""
         self.ended = True
+        told = self.messages[-1] if self.messages else None
+        write_message &= told is None or (told.role, told.content) != ("assistant", given.text)  # an interrupted end wrote it
         message = [MessageAdded(role="assistant", content=given.text)] if write_message else []
         return await self.record(*message, given, RunEnded(status=given.status, **self.totals()))
 
     def totals(self) -> dict[str, Any]:
         """What the question cost so far, as `RunEnded` has it."""
-        seconds = round(time.perf_counter() - self._started, 3)
-        return {"seconds": seconds, "tokens": self.tokens, "calls": self.budget.calls}
+        return {"seconds": round(self.budget.seconds, 3), "tokens": self.tokens, "calls": self.budget.calls}
 
     def _run_started(self, question: str) -> RunStarted:
         declarations = json.dumps(self.tools.declarations(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -155,15 +222,20 @@ class Work:
             question=question,
             model=dict(self.model.identity()),
             seed=options.seed,
-            limits={name: getattr(limits, name) for name in ("calls", "reasoning_tokens", "seconds")},
+            limits=limits.by_name(),
             tools=self.tools.names(),
             declarations_hash=hashlib.sha256(declarations.encode()).hexdigest(),
-            versions={"k2core": k2core.__version__, "python": platform.python_version()},
+            versions=_versions(),
             options={
                 "max_tokens": options.max_tokens,
                 "temperature": options.temperature,
                 "top_p": options.top_p,
                 "min_p": options.min_p,
                 "masks": options.masks,
+                **self.made_of,
             },
         )
+
+
+def _versions() -> dict[str, str]:
+    return {"k2core": k2core.__version__, "python": platform.python_version()}

@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import json
 import shlex
+from collections.abc import AsyncIterator
 from typing import Any
 
 from attrs import asdict, define, field
 
+from k2core.agent import ledger
 from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
 from k2core.cli.display import Display
@@ -17,11 +19,11 @@ from k2core.cli.settings import Value
 from k2core.cli.streams import Caught, strangers_code
 from k2core.cli.text import counted, joined
 from k2core.errors import K2Error
-from k2core.events import Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
+from k2core.events import Live, Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
 from k2core.messages import Usage
 from k2core.plugins import Plugins
 
-EXIT_CODES = {"answered": 0, "declined": 6, "partial": 3, "unverified": 4, "failed": 1}
+EXIT_CODES = {"answered": 0, "declined": 6, "partial": 3, "unverified": 4, "failed": 1, "waiting": 7}
 
 
 @define(kw_only=True)
@@ -58,20 +60,32 @@ def open_session(choice: Choice, plugins: Plugins, display: Display | None) -> S
 
 
 def ask(
-    runner: asyncio.Runner, session: Session, question: str, run: str | None, display: Display | None, caught: Caught
-) -> Asked:
+    runner: asyncio.Runner,
+    session: Session,
+    stream: AsyncIterator[Stored | Live],
+    asked: Asked,
+    display: Display | None,
+    caught: Caught,
+) -> None:
     """Work on a question; Ctrl-C ends it with its run stored.
 
     What tools print meanwhile, *caught*, is shown on the display, and without one it goes to the log.
 
+    Args:
+        runner: runs it.
+        session: whose agent works.
+        stream: of the agent.
+        asked: gets what happens.
+        display: shows it.
+        caught: what others printed.
+
     Raises:
         K2Error: ours or the journal's fault; its attribute ``run`` names the run that holds everything up to there.
     """
-    asked = Asked(run=run)
 
     async def work() -> None:
-        stream: Any = session.agent.stream(question, run=run)
-        async with contextlib.aclosing(stream) as items:
+        closing: Any = stream
+        async with contextlib.aclosing(closing) as items:
             async for item in items:
                 show_printed(caught, display)
                 if isinstance(item, Stored):
@@ -89,7 +103,6 @@ def ask(
             error.run = asked.run  # type: ignore[attr-defined]  # for the line that says where to look
         raise
     asked.placement = placement(session)
-    return asked
 
 
 def show_printed(caught: Caught, display: Display | None) -> None:
@@ -203,6 +216,20 @@ def show_command(run: str, store: Value) -> str:
 def continue_command(run: str, store: Value) -> str:
     """The command that goes on with a run."""
     return f'k2 run -c {run}{_store(store)} "…"'
+
+
+def resume_command(run: str, store: Value) -> str:
+    """The command that resumes a run."""
+    return f"k2 resume {run}{_store(store)}"
+
+
+def decide_commands(asked: Asked, store: Value) -> list[str]:
+    """The commands that decide about calls."""
+    return [
+        f"k2 runs decide {asked.run} {index}{_store(store)} {'|'.join(state.needed.options)}"
+        for index, state in ledger.waiting(asked.events).items()
+        if state.needed is not None
+    ]
 
 
 def final_result(asked: Asked) -> RunResult:

@@ -28,7 +28,7 @@ COMMANDS = ("/backend", "/exit", "/help", "/tokenizer", "/tool", "/tools", "/ver
 
 
 @click.command()
-@session_options
+@session_options()
 @json_option
 @click.pass_obj
 @click.pass_context
@@ -89,7 +89,8 @@ def chat(ctx: click.Context, app: App, /, as_json: bool, run: str | None, **flag
                 print_error(str(UnknownName("command", line.split()[0], COMMANDS)))
             elif line:
                 try:
-                    asked = asking.ask(runner, session, line, full, display, app.caught)
+                    asked = asking.Asked(run=full)
+                    asking.ask(runner, session, session.agent.stream(line, run=full), asked, display, app.caught)
                 except K2Error as error:
                     full, code = getattr(error, "run", full), 1
                     if as_json:

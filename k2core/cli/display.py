@@ -12,6 +12,8 @@ from k2core.cli.text import arguments_text, counted, cut, joined, one_line, to_j
 from k2core.events import (
     AnswerGiven,
     BudgetReached,
+    CallDecided,
+    DecisionNeeded,
     Event,
     Live,
     MessageAdded,
@@ -19,11 +21,13 @@ from k2core.events import (
     NoteKept,
     ResultsHidden,
     RunEnded,
+    RunResumed,
     RunStarted,
     StatusLine,
     StepsLeftOut,
     Stored,
     Swapped,
+    ToolAgain,
     ToolIntent,
     ToolReturned,
     TurnEnded,
@@ -48,6 +52,7 @@ STATUS_STYLE = {
     "partial": "yellow",
     "failed": "red",
     "cancelled": "yellow",
+    "waiting": "yellow",
 }
 
 
@@ -118,6 +123,13 @@ class Display:
             told = "" if event.same_prompt else "; it waited for this question, whose prompt begins anew"
             line = f"{event.what} {event.name} is carried out by {event.new} from here on (before: {event.old}){told}"
             self._block(sequence, "swap", [(line, "")], "bold")
+        elif isinstance(event, ToolAgain):
+            self._block(sequence, f"again {event.index}", [(f"attempt {event.attempt}: {event.why}", "yellow")], "yellow")
+        elif isinstance(event, DecisionNeeded):
+            self._block(sequence, f"decide {event.index}", [(event.why, "yellow")], "yellow")
+        elif isinstance(event, CallDecided):
+            told = f": {self._cut(event.text)}" if event.decision == "happened" else ""
+            self._block(sequence, f"decided {event.index}", [(f"{event.decision}, by {event.by}{told}", "")], "yellow")
         elif self.whole:
             self._of_the_log(sequence, event)
         elif isinstance(event, MessageAdded) and event.name == "framework":
@@ -195,6 +207,11 @@ class Display:
         elif isinstance(event, ModelSwitched):
             parts = [event.model[name] for name in ("model", "backend", "numerics", "switch") if event.model.get(name)]
             self._block(sequence, "model", [(joined(parts, self.screen.width), "")], "bold")
+        elif isinstance(event, RunResumed):
+            limits = ", ".join(
+                f"{name.replace('_', ' ')} {value:g}" for name, value in event.limits.items() if value is not None
+            )
+            self._block(sequence, "resumed", [(f"budgets: {limits or 'none'}", "dim")], "bold")
         elif isinstance(event, UnknownEvent):
             self._block(sequence, event.kind, [("written by another version of k2core; see --json", "dim")], "dim")
 

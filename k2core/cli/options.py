@@ -20,9 +20,13 @@ store_option = click.option("--store", metavar="PATH", help="File that keeps the
 threads_option = click.option("--threads", type=int, metavar="N", help="Threads of the backend.")
 
 
-def session_options(command: F) -> F:
-    """Everything that says what a session is made of."""
-    options = (
+def session_options(*, goes_on: bool = True) -> Callable[[F], F]:
+    """Everything that says what a session is made of.
+
+    Args:
+        goes_on: with ``--continue``.
+    """
+    options = [
         model_option,
         backend_option,
         click.option("--device", metavar="NAME", help="Where it runs it, e.g. cpu or cuda."),
@@ -51,11 +55,16 @@ def session_options(command: F) -> F:
         threads_option,
         store_option,
         click.option("-R", "--no-reasoning", "reasoning", flag_value=False, default=None, type=bool, help="Hide thinking."),
-        click.option("-c", "--continue", "run", metavar="RUN", help="Go on with a run; 'last' is the newest."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+    ]
+    if goes_on:
+        options.append(click.option("-c", "--continue", "run", metavar="RUN", help="Go on with a run; 'last' is the newest."))
+
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) -> tuple["Choice", str | None]:

@@ -7,6 +7,7 @@ import click
 from k2core.cli.app import App, Nouns
 from k2core.cli.options import store_option
 from k2core.cli.output import emit, json_option, print_table
+from k2core.cli.resume import resume
 
 BETWEEN = ("model.switched", "swapped", "warning")  # what may follow upon a run's end: swaps, and refusals of some
 
@@ -115,3 +116,40 @@ def files(app: App, run: str, folder: str | None, store: str | None, as_json: bo
         return
     rows = [[str(index), one.name, f"{one.size:,}", str(blobs.path(one.sha256))] for index, one in found]
     print_table(("call", "file", "bytes", "content"), rows, "No call of this run brought a file out.")
+
+
+@runs.command()
+@click.argument("run")
+@click.argument("call", type=click.IntRange(min=0))
+@click.argument("decision", type=click.Choice(["happened", "redo", "abandon"]))
+@click.option("--result", metavar="TEXT", default="", help="What came back from the call, for 'happened'.")
+@store_option
+@json_option
+@click.pass_obj
+def decide(app: App, run: str, call: int, decision: str, result: str, store: str | None, as_json: bool) -> None:
+    """Say what becomes of CALL of RUN, which has no result and may have taken effect.
+
+    \b
+    happened   it took effect: it is not made again, and the model is told the --result
+    redo       it took no effect: it is made again
+    abandon    it is not made again, and the model is told so
+
+    CALL is its number, as 12 of functions.send:12. Then go on with k2 resume.
+    """
+    import asyncio
+
+    from k2core.agent.deciding import decide as decided
+    from k2core.agent.journal import Journal
+    from k2core.cli.asking import resume_command
+    from k2core.cli.output import print_text
+
+    value = app.settings(store=store).values["store"]
+    with Journal.open(value.value) as journal:
+        stored = asyncio.run(decided(journal, run, call, decision, text=result))  # type: ignore[arg-type]  # a choice of click's
+    if as_json:
+        emit(stored.to_json())
+        return
+    print_text(f"decided: call {call} {decision}. Go on: {resume_command(stored.run, value)}")
+
+
+runs.add_command(resume)

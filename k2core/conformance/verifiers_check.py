@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from k2core.agent.verify import check
 from k2core.conformance.drawing import Comparison, Disagreement, compare, texts
 from k2core.interfaces import Answer, Claim, Observation, Trajectory, Verdict, Verifier
-from k2core.verify import check
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy

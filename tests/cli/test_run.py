@@ -244,7 +244,7 @@ def test_ctrl_c_ends_cleanly(environment: Mapping[str, str], k2: K2, tmp_path: P
         assert process.returncode == 130
         run = k2("runs", "--json").json()["runs"][0]
         assert run["status"] == "cancelled"
-        assert err.splitlines()[-1] == f"k2: interrupted; see k2 runs show {run['run']}"
+        assert err.splitlines()[-1] == f"k2: interrupted; go on with k2 resume {run['run']}"
         assert "cancelled" in k2("runs", "show", run["run"]).out
         assert (json.loads(out) if extra else out) == (
             {"error": "interrupted", "kind": "Interrupted", "run": run["run"]} if extra else ""

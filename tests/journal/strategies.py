@@ -97,6 +97,22 @@ by_kind = {
         full_bytes=counts,
         truncated=st.booleans(),
     ),
+    "tool.again": st.builds(events.ToolAgain, index=counts, attempt=counts, why=words),
+    "decision.needed": st.builds(
+        events.DecisionNeeded, index=counts, options=_tuples(st.sampled_from(["happened", "redo", "abandon"])), why=words
+    ),
+    "call.decided": st.builds(
+        events.CallDecided,
+        index=counts,
+        decision=st.sampled_from(["happened", "redo", "abandon"]),
+        by=st.sampled_from(["user", "tool"]),
+        text=words,
+    ),
+    "run.resumed": st.builds(
+        events.RunResumed,
+        limits=st.dictionaries(words, st.none() | numbers, max_size=3),
+        versions=st.dictionaries(words, words, max_size=3),
+    ),
     "note": st.builds(events.NoteKept, text=words),
     "verdict": st.builds(events.VerdictGiven, attempt=counts, accepted=st.booleans(), findings=_tuples(findings)),
     "budget": st.builds(events.BudgetReached, which=words, limit=numbers, used=numbers),

@@ -1,36 +1,14 @@
-"""What happens in a run: one frozen record per kind of event that the journal stores.
-
-In the order of a run, where swap is model.switched, swapped, or a warning of a swap that was refused::
-
-    run.started message* swap* (swap* turn (swap* tool.intent tool.result)* note? swap* verdict?)*
-    budget? warning* swap* answer run.ended swap*
-"""
+"""What frames a run: its start, messages and turns, swaps, its end, and that it goes on."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from attrs import field, frozen
 
-from k2core.answers import Claim, Finding
-from k2core.calls import Effect
+from k2core.events.base import Journalled
 from k2core.messages import FinishReason, Message, ToolCall, Usage
 
-EVENT_FORMAT = 1
 Part = Literal["tool", "verifier", "tokenizer"]
-AnswerStatus = Literal["answered", "declined", "unverified", "partial", "failed"]
-
-
-class Journalled:
-    """Base of the events that the journal stores."""
-
-    __slots__ = ()
-    kind: ClassVar[str]
-
-    def to_json(self) -> dict[str, Any]:
-        """The event as JSON values: its ``kind``, the format version ``v`` and its fields by name."""
-        import msgspec
-
-        return {"v": EVENT_FORMAT, "kind": self.kind, **msgspec.to_builtins(self)}
 
 
 @frozen(kw_only=True)
@@ -165,110 +143,6 @@ class TurnEnded(Journalled):
 
 
 @frozen(kw_only=True)
-class ToolIntent(Journalled):
-    """A call is about to be made; durable before the tool runs.
-
-    Attributes:
-        call_id: ``functions.NAME:IDX``.
-        index: IDX, counted over the whole conversation.
-        name: the tool's name, as the model wrote it.
-        arguments: JSON text, verbatim; it may be malformed.
-        effect: the tool's effect class; ``pure`` for a tool that does not exist.
-    """
-
-    kind: ClassVar[str] = "tool.intent"
-    call_id: str
-    index: int
-    name: str
-    arguments: str
-    effect: Effect = "external"
-
-
-@frozen(kw_only=True)
-class Artefact:
-    """A file that a call brought out; its content lies beside the journal under its hash."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-@frozen(kw_only=True)
-class ToolReturned(Journalled):
-    """What came back from a call; fields as in `ToolIntent` and `ToolResult`."""
-
-    kind: ClassVar[str] = "tool.result"
-    call_id: str
-    index: int
-    name: str
-    text: str
-    ok: bool
-    duration_ms: float = 0.0
-    full_bytes: int = 0
-    truncated: bool = False
-    files: tuple[Artefact, ...] = ()
-    details: Mapping[str, Any] = field(factory=dict)
-
-
-@frozen(kw_only=True)
-class NoteKept(Journalled):
-    """A note for later steps."""
-
-    kind: ClassVar[str] = "note"
-    text: str
-
-
-@frozen(kw_only=True)
-class ResultsHidden(Journalled):
-    """Tool results that the model no longer sees, because its context was nearly full; the journal keeps them.
-
-    Attributes:
-        calls: numbers of the calls, counted over the whole conversation (a model may repeat an id).
-    """
-
-    kind: ClassVar[str] = "hidden"
-    calls: tuple[int, ...]
-
-
-@frozen(kw_only=True)
-class StepsLeftOut(Journalled):
-    """Whole old steps that the model no longer sees, because hiding results was not enough; the journal keeps them.
-
-    Attributes:
-        through: number of the last call that is left out, counted over the whole conversation; all earlier ones are too.
-    """
-
-    kind: ClassVar[str] = "left-out"
-    through: int
-
-
-@frozen(kw_only=True)
-class VerdictGiven(Journalled):
-    """What the verifiers said about an answer.
-
-    Attributes:
-        attempt: which attempt at an answer, from 1.
-        accepted: no finding blocks it.
-        findings: all of them, with the events they rest on.
-    """
-
-    kind: ClassVar[str] = "verdict"
-    attempt: int
-    accepted: bool
-    findings: tuple[Finding, ...] = ()
-
-
-@frozen(kw_only=True)
-class BudgetReached(Journalled):
-    """A budget ended the work: its name, its limit, what was used, both in the budget's own unit."""
-
-    kind: ClassVar[str] = "budget"
-    which: str
-    limit: float
-    used: float
-
-
-@frozen(kw_only=True)
 class Warned(Journalled):
     """Something a reader of the run should know; one line."""
 
@@ -277,45 +151,25 @@ class Warned(Journalled):
 
 
 @frozen(kw_only=True)
-class ClaimEvidence:
-    """The events that support one claim.
+class RunResumed(Journalled):
+    """The work on the run's last question goes on after it was cut off, interrupted or had to wait.
 
     Attributes:
-        claim: index into the answer's claims, None for the answer's text.
-        events: sequence numbers of events of this run.
+        limits: budgets by name from here on, what was used before included; None is no limit.
+        versions: of k2core, Python and whatever else matters, by name.
     """
 
-    claim: int | None
-    events: tuple[int, ...] = ()
-
-
-@frozen(kw_only=True)
-class AnswerGiven(Journalled):
-    """The answer of the run.
-
-    Attributes:
-        text: as the user sees it.
-        claims: its statements with the calls named for them.
-        status: ``answered`` (verified), ``declined`` (accepted, but it answers nothing), ``unverified``, ``partial`` (a
-            budget ended the work) or ``failed``; the first three are decided by `k2core.verify.outcome`.
-        reason: why it is not ``answered``; empty otherwise.
-        evidence: for each supported claim the events it rests on.
-    """
-
-    kind: ClassVar[str] = "answer"
-    text: str
-    claims: tuple[Claim, ...] = ()
-    status: AnswerStatus = "answered"
-    reason: str = ""
-    evidence: tuple[ClaimEvidence, ...] = ()
+    kind: ClassVar[str] = "run.resumed"
+    limits: Mapping[str, float | None] = field(factory=dict)
+    versions: Mapping[str, str] = field(factory=dict)
 
 
 @frozen(kw_only=True)
 class RunEnded(Journalled):
-    """The run is over.
+    """The work on a question is over, for good where it has an answer.
 
     Attributes:
-        status: the answer's status, or why there is none, e.g. ``cancelled``.
+        status: the answer's status, or why there is none: ``cancelled``, ``failed``, or ``waiting`` for a person's decision.
         seconds: wall time.
         tokens: tokens generated in the whole run.
         calls: tool calls made in the whole run.

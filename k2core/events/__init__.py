@@ -5,9 +5,16 @@ Two kinds of things travel in one stream:
 - `Stored`: an event with its run, sequence number and time; it is in the journal, durably, when you see it.
 - `Live`: a provisional piece (a streamed delta, a status line); never journalled, forgotten once its turn is stored.
 
-Each event is a frozen record with a ``kind`` (`k2core.event_kinds`) and versioned JSON: ``event.to_json()`` and
-`event_from_json`. A kind, or a version of a kind, that this k2core does not know is kept as `UnknownEvent` and written back
-unchanged.
+Each event is a frozen record with a ``kind`` and versioned JSON: ``event.to_json()`` and `event_from_json`. A kind, or a
+version of a kind, that this k2core does not know is kept as `UnknownEvent` and written back unchanged.
+
+In the order of a run, where swap is model.switched, swapped, or a warning of a swap that was refused::
+
+    run.started message* swap* (swap* turn (swap* tool.intent tool.result)* note? swap* verdict?)*
+    budget? warning* swap* answer run.ended swap*
+
+A run may stop anywhere. It goes on with run.resumed; a call whose result is missing then gets one, after tool.again, or after
+decision.needed run.ended call.decided run.resumed.
 """
 
 from collections.abc import Mapping
@@ -16,36 +23,28 @@ from typing import Any, cast, get_args
 from attrs import frozen
 
 from k2core.errors import FormatError
-from k2core.event_kinds import (
-    EVENT_FORMAT,
-    AnswerGiven,
-    AnswerStatus,
-    Artefact,
-    BudgetReached,
-    ClaimEvidence,
-    Journalled,
+from k2core.events.answers import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, VerdictGiven
+from k2core.events.base import EVENT_FORMAT, Journalled
+from k2core.events.calls import Artefact, CallDecided, Decision, DecisionNeeded, ToolAgain, ToolIntent, ToolReturned
+from k2core.events.memory import NoteKept, ResultsHidden, StepsLeftOut
+from k2core.events.run import (
     MessageAdded,
     ModelSwitched,
-    NoteKept,
     Part,
-    ResultsHidden,
     RunEnded,
+    RunResumed,
     RunStarted,
-    StepsLeftOut,
     Swapped,
-    ToolIntent,
-    ToolReturned,
     TurnEnded,
-    VerdictGiven,
     Warned,
 )
 from k2core.messages import Delta
 
 __all__ = [
-    "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "ClaimEvidence", "Event",
-    "Journalled", "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part", "ResultsHidden", "RunEnded", "RunStarted",
-    "StatusLine", "StepsLeftOut", "Stored", "Swapped", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent",
-    "VerdictGiven", "Warned", "event_from_json",
+    "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "CallDecided", "ClaimEvidence",
+    "Decision", "DecisionNeeded", "Event", "Journalled", "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part",
+    "ResultsHidden", "RunEnded", "RunResumed", "RunStarted", "StatusLine", "StepsLeftOut", "Stored", "Swapped", "ToolAgain",
+    "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
 ]  # fmt: skip
 
 
@@ -74,6 +73,10 @@ Event = (
     | TurnEnded
     | ToolIntent
     | ToolReturned
+    | ToolAgain
+    | DecisionNeeded
+    | CallDecided
+    | RunResumed
     | NoteKept
     | ResultsHidden
     | StepsLeftOut

@@ -1,0 +1,148 @@
+"""Where a run stands, from its events alone: what its last question has used, and what is to be done next.
+
+A run may have been cut off anywhere: by a kill, an error, Ctrl-C, a decision that it waits for. Nothing but the log is needed
+to go on.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from attrs import frozen
+
+from k2core.errors import InputError
+from k2core.events import (
+    AnswerGiven,
+    MessageAdded,
+    RunEnded,
+    RunResumed,
+    RunStarted,
+    Stored,
+    ToolIntent,
+    TurnEnded,
+    VerdictGiven,
+)
+
+UNFINISHED = ("partial", "failed")  # answers that a larger budget, or another try, may better
+
+
+@frozen(kw_only=True)
+class Spent:
+    """What the last question has used so far.
+
+    Attributes:
+        calls: begun.
+        reasoning_tokens, tokens: generated.
+        seconds: of work; while nobody worked on it no time passed.
+        attempts: answers that were verified.
+        silences: turns at the end that were empty or cut.
+    """
+
+    calls: int = 0
+    reasoning_tokens: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    attempts: int = 0
+    silences: int = 0
+
+
+def of_question(events: Sequence[Stored]) -> Sequence[Stored]:
+    """The events from the last question on; all where there is none."""
+    for place in range(len(events) - 1, -1, -1):
+        event = events[place].event
+        if isinstance(event, MessageAdded) and event.role == "user":
+            return events[place:]
+    return events
+
+
+def is_asked(events: Sequence[Stored]) -> bool:
+    """Whether the run has a question in its conversation."""
+    return any(isinstance(one.event, MessageAdded) and one.event.role == "user" for one in events)
+
+
+def question_of(events: Sequence[Stored]) -> str:
+    """The first question, as the run began with it."""
+    return next((one.event.question for one in events if isinstance(one.event, RunStarted)), "")
+
+
+def last_answer(events: Sequence[Stored]) -> AnswerGiven | None:
+    """The answer of the last question, unless work on it went on afterwards."""
+    for stored in reversed(of_question(events)):
+        if isinstance(stored.event, AnswerGiven):
+            return stored.event
+        if isinstance(stored.event, RunResumed | TurnEnded):
+            return None
+    return None
+
+
+def is_ended(events: Sequence[Stored]) -> bool:
+    """Whether nobody works on the run any more: its last question's end is in the log."""
+    for stored in reversed(of_question(events)):
+        if isinstance(stored.event, RunEnded):
+            return True
+        if isinstance(stored.event, RunResumed | TurnEnded):
+            return False
+    return False
+
+
+def see_unfinished(run: str, events: Sequence[Stored]) -> None:
+    """Whether there is something to resume.
+
+    Raises:
+        InputError: the last question is answered for good.
+    """
+    answer = last_answer(events)
+    if answer is not None and is_ended(events) and answer.status not in UNFINISHED:
+        raise InputError(
+            f"cannot resume run {run}: its last question is done ({answer.status}). "
+            f'Ask another with k2 run -c {run} "…", or fork it: k2 runs fork {run}@STEP'
+        )
+
+
+def last_turn(events: Sequence[Stored]) -> TurnEnded | None:
+    """The turn to act upon: the newest of the last question, unless it was interrupted or answered by a message."""
+    for stored in reversed(of_question(events)):
+        event = stored.event
+        if isinstance(event, TurnEnded):
+            return None if event.finish_reason == "cancelled" else event
+        if isinstance(event, MessageAdded) and event.role != "assistant":
+            return None
+    return None
+
+
+def spent(events: Sequence[Stored]) -> Spent:
+    """What the last question has used."""
+    asked = of_question(events)
+    turns = [one.event for one in asked if isinstance(one.event, TurnEnded)]
+    silences = 0
+    for turn in reversed(turns):
+        if turn.finish_reason == "cancelled":
+            continue
+        if turn.calls or (turn.content.strip() and turn.finish_reason != "length"):
+            break
+        silences += 1
+    return Spent(
+        calls=sum(isinstance(one.event, ToolIntent) for one in asked),
+        reasoning_tokens=sum(turn.usage.reasoning_tokens for turn in turns),
+        tokens=sum(turn.usage.completion_tokens for turn in turns),
+        seconds=_worked(asked),
+        attempts=sum(isinstance(one.event, VerdictGiven) for one in asked),
+        silences=silences,
+    )
+
+
+def _worked(events: Sequence[Stored]) -> float:
+    """Seconds between events while somebody worked on the question."""
+    total, before = 0.0, None
+    for stored in events:
+        moment = _moment(stored.time)
+        if before is not None and moment is not None and not isinstance(stored.event, RunResumed):
+            total += max(0.0, (moment - before).total_seconds())
+        before = None if isinstance(stored.event, RunEnded) else moment
+    return round(total, 3)
+
+
+def _moment(time: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(time)
+    except ValueError:
+        return None

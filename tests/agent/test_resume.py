@@ -1,0 +1,343 @@
+"""Runs that were cut off go on: at every event, with every effect class, whoever holds them."""
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, field
+
+from k2core import tool
+from k2core.agent.budget import Limits
+from k2core.agent.control import control_tools
+from k2core.agent.journal import Journal
+from k2core.agent.loop import Agent, RunResult
+from k2core.calls import current_call
+from k2core.errors import InputError, ToolError
+from k2core.events import CallDecided, DecisionNeeded, Event, RunEnded, RunResumed, Stored, ToolAgain, ToolIntent, ToolReturned
+from k2core.interfaces import Answer, ModelProfile, Tool, Trajectory, Verdict
+from k2core.messages import Message, ToolCall
+from k2core.testing.models import ScriptedModel
+from k2core.tools import Registry
+from k2core_kimi.normalise import normalise
+
+OPENED = ExitStack()
+
+
+@pytest.fixture(autouse=True)
+def journals_are_closed() -> Iterator[None]:
+    """Close each test's journals at its end."""
+    yield
+    OPENED.close()
+
+
+@define
+class World:
+    """What tools do to the outside: every effect with its key."""
+
+    effects: list[tuple[str, str]] = field(factory=list)
+
+    def tools(self) -> list[Tool]:
+        """One tool of each effect class; each returns how often it took effect by then."""
+
+        def done(what: str) -> str:
+            self.effects.append((what, current_call().key))
+            return f"{what} {sum(one == what for one, _ in self.effects)}"
+
+        @tool(effect="pure")
+        def double(number: int) -> str:
+            """Double a number."""
+            return str(2 * number)
+
+        @tool(effect="idempotent")
+        def put(number: int) -> str:
+            """Put a number down."""
+            key = current_call().key
+            if ("put", key) not in self.effects:
+                self.effects.append(("put", key))
+            return f"put {number}"
+
+        def take_back(number: int) -> None:
+            key = current_call().key
+            self.effects[:] = [one for one in self.effects if one != ("book", key)]
+
+        @tool(effect="reversible", undo=take_back)
+        def book(number: int) -> str:
+            """Book a number."""
+            return done("book")
+
+        @tool
+        def send(number: int) -> str:
+            """Send a number out."""
+            return done("send")
+
+        def was_paid(number: int) -> str | None:
+            if number < 0:
+                raise ToolError("the bank does not answer")
+            return "pay 1" if ("pay", current_call().key) in self.effects else None
+
+        @tool(reconcile=was_paid)
+        def pay(number: int) -> str:
+            """Pay a number."""
+            return done("pay")
+
+        return [double, put, book, send, pay]
+
+
+class AnyAnswer:
+    """Accepts every answer but the first attempt of a run."""
+
+    name = "second"
+
+    def verify(self, answer: Answer, trajectory: Trajectory) -> Verdict:
+        """Accept."""
+        return Verdict()
+
+
+def policy(plan: Sequence[Any]) -> Callable[[Sequence[Message]], Message]:
+    """A model that carries out a plan: what it says next depends on nothing but the conversation.
+
+    Each step is (tool, arguments) or a list of such; the last step is the answer's text.
+    """
+
+    def say(messages: Sequence[Message]) -> Message:
+        asked = max(index for index, one in enumerate(messages) if one.role == "user")
+        turns = sum(bool(one.tool_calls) for one in messages[asked:])
+        called = sum(len(one.tool_calls) for one in messages)
+        step = plan[min(turns, len(plan) - 1)]
+        if isinstance(step, str):
+            step = ("answer", {"claims": [], "text": step})
+        steps = step if isinstance(step, list) else [step]
+        calls = tuple(
+            ToolCall(id=f"functions.{name}:{called + place}", name=name, arguments=json.dumps(arguments))
+            for place, (name, arguments) in enumerate(steps)
+        )
+        return Message(role="assistant", reasoning=f"Step {turns}.", tool_calls=calls)
+
+    return say
+
+
+class Valid(ScriptedModel):
+    """A script that is given only what K2's chat format accepts: every request passes its validator."""
+
+    def __init__(self, turns: Sequence[Any]) -> None:
+        super().__init__(turns, profile=ModelProfile(context=100_000))
+
+    def generate(self, messages: Any, tools: Any, options: Any) -> Any:
+        """As the script says, behind the validator."""
+        assert_valid(messages)
+        return super().generate(messages, tools, options)
+
+
+def assert_valid(messages: Sequence[Message]) -> None:
+    """Every call has its results next, in order, and nothing else has any."""
+    normalise(messages)
+    waiting: list[str] = []
+    for message in messages:
+        if message.role == "tool":
+            assert waiting and message.tool_call_id == waiting.pop(0)
+        else:
+            assert not waiting
+            waiting = [call.id for call in message.tool_calls]
+    assert not waiting
+    assert messages[-1].role != "assistant"
+
+
+def agent_over(world: World, plan: Sequence[Any], path: Path, limits: Limits | None = None) -> Agent:
+    """An agent in that world."""
+    return Agent(
+        model=Valid([policy(plan)] * 100),
+        tools=Registry.of([*control_tools(), *world.tools()]),
+        verifiers=[AnyAnswer()],
+        journal=OPENED.enter_context(Journal.open(path)),
+        limits=limits or Limits(),
+    )
+
+
+def resumed(agent: Agent, run: str) -> RunResult:
+    """The result of going on with a run."""
+    return asyncio.run(agent.finish(run))
+
+
+def cut(events: Sequence[Stored], count: int, path: Path) -> str:
+    """A journal with a run's first events only, its id."""
+    with Journal.open(path) as journal:
+        journal.write(events[0].run, *(one.event for one in events[:count]))
+    return events[0].run
+
+
+def of_kind(events: Sequence[Stored], *kinds: type) -> list[Any]:
+    """Events of some kinds."""
+    return [one.event for one in events if isinstance(one.event, kinds)]
+
+
+PLAN = [
+    ("double", {"number": 3}),
+    [("double", {"number": 4}), ("note", {"text": "eight"}), ("put", {"number": 8})],
+    ("nobody", {"number": 1}),
+    ("double", {"digits": 1}),
+    ("book", {"number": 5}),
+    "The numbers are down.",
+]
+
+
+def test_a_run_that_is_cut_at_any_event_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    """Cut the log at every event: it resumes, every request is valid, the answer is the same and no effect is doubled."""
+    world = World()
+    agent = agent_over(world, PLAN, tmp_path / "whole.sqlite")
+    whole = agent.run("Which numbers?")
+    events = agent.journal.events(whole.run)
+    assert whole.status == "declined" and len(events) > 25
+
+    for count in range(1, len(events)):
+        here = World([one for one in world.effects if _is_begun(events[:count], one)])
+        path = tmp_path / f"cut-{count}.sqlite"
+        run = cut(events, count, path)
+        other = agent_over(here, PLAN, path)
+
+        result = resumed(other, run)
+
+        after = other.journal.events(run)
+        assert (result.answer.text, result.status) == (whole.answer.text, whole.status), count
+        assert [one.event for one in after[:count]] == [one.event for one in events[:count]]
+        assert [one.index for one in of_kind(after, ToolReturned)] == [one.index for one in of_kind(events, ToolReturned)]
+        assert [one.text for one in of_kind(after, ToolReturned)] == [one.text for one in of_kind(events, ToolReturned)]
+        assert sorted(here.effects) == sorted(world.effects), count
+        assert len(of_kind(after, RunEnded)) == 1
+        assert result.calls == whole.calls
+
+
+def _is_begun(events: Sequence[Stored], effect: tuple[str, str]) -> bool:
+    index = int(effect[1].rpartition(":")[2])
+    return any(one.index == index for one in of_kind(events, ToolIntent))
+
+
+def orphaned(tmp_path: Path, name: str, number: int = 1) -> tuple[World, Agent, str]:
+    """A run that was cut between a call's effect and its result."""
+    world, plan = World(), [(name, {"number": number}), "Done."]
+    agent = agent_over(world, plan, tmp_path / "first.sqlite")
+    events = agent.journal.events(agent.run("Do it.").run)
+    place = next(index for index, one in enumerate(events) if isinstance(one.event, ToolIntent))
+    run = cut(events, place + 1, tmp_path / "runs.sqlite")
+    return world, agent_over(world, plan, tmp_path / "runs.sqlite"), run
+
+
+@pytest.mark.parametrize(
+    ("name", "result"), [("double", "2"), ("put", "put 1"), ("book", "book 1"), ("pay", "pay 1"), ("send", "send 1")]
+)
+def test_what_becomes_of_a_call_without_a_result(tmp_path: Path, name: str, result: str) -> None:
+    """Pure is made again, idempotent under the same key, reversible after its undo, and external never, if its tool knows."""
+    world, agent, run = orphaned(tmp_path, name)
+    before = list(world.effects)
+
+    answer = resumed(agent, run)
+
+    events = agent.journal.events(run)
+    assert world.effects == before
+    if name == "send":
+        assert answer.status == "waiting"
+        assert [one.index for one in of_kind(events, DecisionNeeded)] == [0]
+        assert re.search(r"call 0, send number=1, begun 2.*: the tool cannot look.* One of: happened, redo", answer.answer.text)
+    else:
+        assert next(one.text for one in of_kind(events, ToolReturned)) == result
+        assert answer.answer.text == "Done."
+        assert len(of_kind(events, ToolAgain)) == (name != "pay")
+
+
+def test_an_external_call_that_did_not_happen_is_made_once(tmp_path: Path) -> None:
+    """Where its tool finds that it took no effect, it is made again; where it cannot tell, a person is asked."""
+    world, agent, run = orphaned(tmp_path, "pay")
+    world.effects.clear()
+
+    assert resumed(agent, run).answer.text == "Done."
+    assert world.effects == [("pay", f"{run}:0")]
+
+    world, agent, run = orphaned(tmp_path / "second", "pay", -1)
+
+    assert "the bank does not answer" in resumed(agent, run).answer.text
+
+
+@pytest.mark.parametrize(
+    ("decision", "sent", "told"),
+    [
+        ("happened", 1, "sent at noon"),
+        ("redo", 2, "send 2"),
+        ("abandon", 1, "error: interrupted before a result came back; it was decided not to repeat it"),
+    ],
+)
+def test_a_person_decides(tmp_path: Path, decision: Any, sent: int, told: str) -> None:
+    """The run waits, however often it is resumed, until somebody decides; then it goes on as decided."""
+    world, agent, run = orphaned(tmp_path, "send")
+    for _ in range(2):
+        assert resumed(agent, run).status == "waiting"
+    assert len(of_kind(agent.journal.events(run), DecisionNeeded)) == 1
+
+    agent.journal.write(run, CallDecided(index=0, decision=decision, by="user", text="sent at noon"))
+    answer = resumed(agent, run)
+
+    assert answer.answer.text == "Done."
+    assert len(world.effects) == sent
+    assert next(one.text for one in of_kind(agent.journal.events(run), ToolReturned)) == told
+
+
+def test_a_decision_counts_for_one_attempt(tmp_path: Path) -> None:
+    """A call that was made again as decided, and cut off again, needs another decision."""
+    world, agent, run = orphaned(tmp_path, "send")
+    resumed(agent, run)
+    agent.journal.write(run, CallDecided(index=0, decision="redo", by="user"), ToolAgain(index=0, attempt=2, why="the user"))
+
+    assert resumed(agent, run).status == "waiting"
+    assert len(of_kind(agent.journal.events(run), DecisionNeeded)) == 2
+    assert len(world.effects) == 1
+
+
+def test_a_run_that_is_done_is_not_resumed(tmp_path: Path) -> None:
+    """It says what to do instead, and writes nothing."""
+    agent = agent_over(World(), ["Done."], tmp_path / "runs.sqlite")
+    run = agent.run("Do it.").run
+    events = agent.journal.events(run)
+
+    with pytest.raises(InputError, match=f"cannot resume run {run}: its last question is done .declined.*k2 run -c"):
+        resumed(agent, run)
+
+    assert agent.journal.events(run) == events
+
+
+def test_a_partial_answer_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
+    """What was used counts on: five calls were made, seven are allowed."""
+    plan = [*([("double", {"number": 1})] * 6), "Done."]
+    small = agent_over(World(), plan, tmp_path / "runs.sqlite", Limits(calls=5))
+    first = small.run("Do it.")
+    assert (first.status, first.calls) == ("partial", 5)
+
+    plan = [*([("double", {"number": 1})] * 6), "Done."]
+    larger = agent_over(World(), plan, tmp_path / "runs.sqlite", Limits(calls=7))
+    result = resumed(larger, first.run)
+
+    assert (result.answer.text, result.calls) == ("Done.", 7)
+
+
+def test_an_interrupted_turn_is_generated_again(tmp_path: Path) -> None:
+    """What was heard of it is in the journal and not in the conversation."""
+    agent = agent_over(World(), [("double", {"number": 1}), "Done."], tmp_path / "runs.sqlite")
+    events: list[Event] = []
+
+    async def until_thinking() -> str:
+        run = ""
+        async for item in agent.stream("Do it."):
+            if isinstance(item, Stored):
+                run = item.run
+            else:
+                break
+        return run
+
+    run = asyncio.run(until_thinking())
+    events = [one.event for one in agent.journal.events(run)]
+    assert isinstance(events[-1], RunEnded) and events[-1].status == "cancelled"
+
+    assert resumed(agent, run).answer.text == "Done."
+    assert len(of_kind(agent.journal.events(run), RunResumed)) == 1
