@@ -22,7 +22,7 @@ engine's one thread: everything below `ChatModel`.
 
 from k2core.answers import Answer, Claim, Finding, Observation, Status, Trajectory, Verdict, Verifier
 from k2core.calls import CallContext, Effect, PastCall, Tool, ToolContext, ToolOutput, ToolRegistry, ToolResult, current_call
-from k2core.language import ChatFormat, ChatModel, GenerateOptions, ModelProfile, Tokenizer, TurnParser
+from k2core.language import ChatFormat, ChatModel, GenerateOptions, ModelProfile, Prices, Tokenizer, TurnParser
 from k2core.numerics import (
     Array,
     Available,
@@ -45,7 +45,7 @@ from k2core.numerics import (
 __all__ = [
     "Answer", "Array", "Available", "Backend", "CacheMemory", "CallContext", "ChatFormat", "ChatModel", "Claim", "Effect",
     "Finding", "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "Needs", "NotAvailable", "Numerics",
-    "Observation", "PastCall", "Progress", "RoutedExperts", "Routing", "SequenceInput", "Status", "Step", "Tokenizer", "Tool",
-    "ToolContext", "ToolOutput", "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict", "Verifier", "Want",
-    "Warmup", "current_call",
+    "Observation", "PastCall", "Prices", "Progress", "RoutedExperts", "Routing", "SequenceInput", "Status", "Step", "Tokenizer",
+    "Tool", "ToolContext", "ToolOutput", "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict", "Verifier",
+    "Want", "Warmup", "current_call",
 ]  # fmt: skip

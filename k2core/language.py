@@ -6,9 +6,9 @@ Tokenizer and chat format are sync, on the engine's one thread; `ChatModel.gener
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
-from k2core.messages import Delta, Message, TurnEnd
+from k2core.messages import Delta, Message, TurnEnd, Usage
 
 
 class Tokenizer(Protocol):
@@ -129,6 +129,26 @@ class GenerateOptions:
 
 
 @frozen(kw_only=True)
+class Prices:
+    """What a million tokens cost, in any currency.
+
+    Attributes:
+        prompt: prompt tokens that were not cached.
+        cached: prompt tokens that were.
+        generated: tokens of the model's turns.
+    """
+
+    prompt: float = 0.0
+    cached: float = 0.0
+    generated: float = 0.0
+
+    def of(self, usage: Usage) -> float:
+        """What a turn cost."""
+        fresh = usage.prompt_tokens - usage.cached_tokens
+        return (fresh * self.prompt + usage.cached_tokens * self.cached + usage.completion_tokens * self.generated) / 1e6
+
+
+@frozen(kw_only=True)
 class ModelProfile:
     """What the agent should know of a model.
 
@@ -137,12 +157,14 @@ class ModelProfile:
         context: tokens of context the agent may fill.
         temperature: recommended temperature.
         description: one line for listings.
+        prices: nothing for a model of one's own.
     """
 
     context: int
     system: str | None = None
     temperature: float = 1.0
     description: str = ""
+    prices: Prices = field(factory=Prices)
 
 
 class ChatModel(Protocol):

@@ -21,6 +21,8 @@ from k2core.tools import Registry
 async def act(work: Work, turn: TurnEnded) -> AsyncIterator[Stored]:
     """Carry out the calls of a turn, in order; what comes after a final answer is not run."""
     work.silences = 0
+    if work.winding is not None and all(call.name != ANSWER for call in turn.calls):
+        work.words = 0
     first = projection.calls_made(work.events) - len(turn.calls)
     for index, call in enumerate(turn.calls, start=first):
         if work.ended:
@@ -40,8 +42,11 @@ async def _carry_out(work: Work, call: ToolCall, index: int, state: CallState, *
         for stored in await work.record(intent):
             yield stored
     reached = work.budget.reached()
-    work.budget.calls += 1 if reached is None and state.intent is None else 0
     why = f"the turn was cut at its limit of {work.options.max_tokens} tokens" if cut else str(reached or "")
+    if not why and state.intent is None and (tool is None or not tool.control):
+        near = work.winding or work.budget.near()
+        why = f"{near}. Call answer" if near is not None else ""
+    work.budget.calls += 1 if state.intent is None and (cut or not why) else 0
     if tool is not None and tool.control and not why:
         async for stored in _control(work, call, index, state):
             yield stored
@@ -61,7 +66,7 @@ async def _dispatch(work: Work, call: ToolCall, index: int, tool: Tool | None) -
     await work.see_lease()
     # a swap from here on is for the next call: this one's log has said who carries it out, and with which effect
     tools = work.tools if tool is None else Registry.of([tool], result_limit=work.tools.result_limit)
-    result = await tools.call(call, most_s=work.budget.seconds_left(), context=_context(work, call, index))
+    result = await tools.call(call, most_s=work.budget.left("seconds", reserve=False), context=_context(work, call, index))
     return await work.observe(call, index, result)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from attrs import field, frozen
 
 from k2core.agent.budget import Limits
-from k2core.interfaces import Numerics
+from k2core.interfaces import Numerics, Prices
 
 DEFAULT_MODEL = "nano"
 DEFAULT_BACKEND = "numba"
@@ -31,6 +31,7 @@ class Choice:
         sandbox: the isolation of code that is acceptable: ``strong``, ``wasm`` or ``reduced``.
         store: the journal's file, or None for the user's own.
         limits: budgets of one question.
+        prices: of the model's tokens; None leaves the model's own.
         temperature: None takes the model's recommendation.
         top_p: nucleus; 1 is off.
         min_p: 0 is off.
@@ -55,6 +56,7 @@ class Choice:
     sandbox: str = "strong"
     store: Path | None = None
     limits: Limits = field(factory=Limits)
+    prices: Prices | None = None
     temperature: float | None = None
     top_p: float = 1.0
     min_p: float = 0.0

@@ -5,19 +5,37 @@ from collections.abc import AsyncIterator
 
 from k2core.agent import projection
 from k2core.agent.budget import Reached
+from k2core.agent.prompts import CONCLUDE
+from k2core.agent.resuming import of_question
 from k2core.agent.verify import outcome
 from k2core.agent.work import Work
-from k2core.events import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, RunEnded, RunResumed, Stored
+from k2core.events import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, Known, Partial, RunEnded, RunResumed, Stored
 from k2core.interfaces import Answer, Verdict
 
 KNOWN = 10  # results that an unfinished answer tells at most
+LAST_WORDS = 3  # turns in which the model may conclude once a budget is nearly used up: an answer and its revisions
 
 
 async def conclude(work: Work, answer: Answer, verdict: Verdict, *, write_message: bool) -> list[Stored]:
     """The answer is final: verified, or marked with what it lacks."""
     status, reason = outcome(answer, verdict, projection.trajectory(work.events))
-    given = AnswerGiven(text=answer.text, claims=answer.claims, status=status, reason=reason, evidence=_evidence(verdict))
+    evidence, partial = _evidence(verdict), None
+    if work.winding is not None and status != "declined":
+        reason = "; ".join(filter(None, (str(work.winding), reason)))
+        status, partial = "partial", _sorted_out(answer, evidence)
+    given = AnswerGiven(
+        text=answer.text, claims=answer.claims, status=status, reason=reason, evidence=evidence, partial=partial
+    )
     return await work.end(given, write_message=write_message)
+
+
+async def ask_to_conclude(work: Work, near: Reached) -> list[Stored]:
+    """Tell the model that only the reserve of a budget is left, unless the log says that it was told."""
+    work.winding, work.words = near, LAST_WORDS
+    event = BudgetReached(which=near.which, limit=float(near.limit), used=float(near.used), near=True)
+    if any(_is_of(one.event, event) for one in of_question(work.events)):
+        return []
+    return [*await work.append(event), await work.say(CONCLUDE.format(why=near))]
 
 
 async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
@@ -25,21 +43,40 @@ async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
     if isinstance(why, Reached) and not _is_told(work, why):
         for stored in await work.append(BudgetReached(which=why.which, limit=float(why.limit), used=float(why.used))):
             yield stored
-    known = [one for one in projection.trajectory(work.events).observations if one.ok]
+    found = [one for one in projection.trajectory(work.events).observations if one.ok][-KNOWN:]
+    known = tuple(
+        Known(text=f"{one.tool} {in_words(one.arguments)}: {_first_line(one.text)}", events=(one.event,)) for one in found
+    )
     lines = [f"I stopped before an answer: {str(why).rstrip('.')}."]
     if known:
-        lines.append("Known so far:")
-        lines += [f"- {one.tool} {in_words(one.arguments)}: {_first_line(one.text)}" for one in known[-KNOWN:]]
+        lines += ["Known so far:", *(f"- {one.text}" for one in known)]
     status: AnswerStatus = "partial" if isinstance(why, Reached) or known else "failed"
-    for stored in await work.end(AnswerGiven(text="\n".join(lines), status=status, reason=str(why)), write_message=True):
+    partial = Partial(known=known) if status == "partial" else None
+    given = AnswerGiven(text="\n".join(lines), status=status, reason=str(why), partial=partial)
+    for stored in await work.end(given, write_message=True):
         yield stored
+
+
+def _is_of(event: object, near: BudgetReached) -> bool:
+    """Whether the model was told of that budget before."""
+    return isinstance(event, BudgetReached) and event.near and (event.which, event.limit) == (near.which, near.limit)
+
+
+def _sorted_out(answer: Answer, evidence: tuple[ClaimEvidence, ...]) -> Partial:
+    """What of an answer is known, and what nothing supports."""
+    supported = {one.claim: one.events for one in evidence}
+    claims = list(enumerate(answer.claims))
+    return Partial(
+        known=tuple(Known(text=claim.text, events=supported[number]) for number, claim in claims if number in supported),
+        unverified=tuple(claim.text for number, claim in claims if number not in supported),
+    )
 
 
 def _is_told(work: Work, why: Reached) -> bool:
     """Whether the log's last word is that budget already, from before an interruption."""
     told = (one.event for one in reversed(work.events) if not isinstance(one.event, RunResumed | RunEnded))
     last = next(told, None)
-    return isinstance(last, BudgetReached) and last.which == why.which
+    return isinstance(last, BudgetReached) and last.which == why.which and not last.near
 
 
 def in_words(arguments: str) -> str:

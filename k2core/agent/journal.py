@@ -14,11 +14,12 @@ A full disk, a lock that is held too long or a file that turned read-only fails 
 """
 
 import asyncio
+import json
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ from attrs import define, field
 from k2core.agent.journal_chain import canonical_json, verified
 from k2core.agent.journal_file import JournalFile, at_once, journal_errors
 from k2core.agent.journal_runs import RunSummary, find_run, summaries
-from k2core.agent.journal_writer import Append, JournalWriter, Place, Release, Take
+from k2core.agent.journal_writer import Append, JournalWriter, Place, Release, Take, Wish
 from k2core.agent.lease import LEASE_S, Lease
 from k2core.errors import JournalError
 from k2core.events import Event, Stored
@@ -158,6 +159,35 @@ class Journal:
         job = Release(lease=lease)
         self._writer.submit(job)
         await asyncio.wrap_future(job.done)
+
+    async def ask_for(self, run: str, limits: Mapping[str, float | None]) -> int:
+        """Ask whoever works on *run* for other budgets; heard at its next step, or when it goes on.
+
+        Args:
+            run: a run's id.
+            limits: by name, those that shall be others; see `Limits.changed`.
+
+        Returns:
+            The wish's number.
+
+        Raises:
+            JournalError: it could not be stored.
+        """
+        job = Wish(run=run, body=canonical_json({"limits": dict(limits)}))
+        self._writer.submit(job)
+        return await asyncio.wrap_future(job.done)
+
+    def asked_for(self, run: str, after: int = 0) -> list[tuple[int, dict[str, float | None]]]:
+        """Budgets that were asked for, with the wishes' numbers, behind number *after*; what makes no sense is left out."""
+        with self._rows() as connection:
+            found = self._file.wishes(connection, run, after)
+        wishes = []
+        for number, body in found:
+            try:
+                wishes.append((number, {str(name): value for name, value in json.loads(body)["limits"].items()}))
+            except (ValueError, LookupError, TypeError, AttributeError):
+                continue
+        return wishes
 
     def close(self) -> None:
         """Write what still waits, give the leases back, then stop the writer. Closing twice is fine."""

@@ -1,7 +1,7 @@
 """The journal's SQLite file: its schema, its version, and SQLite's errors as one clear line each.
 
 `events` holds what happened and never changes. `runs` holds, for each run, its head (number and hash of its last event) and its
-lease (see `k2core.agent.lease`).
+lease (see `k2core.agent.lease`). `wishes` holds what others want of a run's owner.
 """
 
 import sqlite3
@@ -18,7 +18,7 @@ from k2core.errors import JournalError, JournalVersionError
 SCHEMA_VERSION = 2  # PRAGMA user_version; raise it with every change that an older k2core would misread
 APPLICATION_ID = 0x6B32636F  # "k2co": tells the file from another program's SQLite file
 
-# A journal of version 1 has no `runs`; it is added before the first write.
+# A journal of version 1 has none of these; they are added before the first write.
 RUNS = """
 CREATE TABLE runs (
     run      TEXT    PRIMARY KEY,
@@ -27,6 +27,11 @@ CREATE TABLE runs (
     fence    INTEGER NOT NULL DEFAULT 0,
     owner    TEXT,
     until    REAL
+);
+CREATE TABLE wishes (
+    number INTEGER PRIMARY KEY,
+    run    TEXT NOT NULL,
+    body   TEXT NOT NULL
 );
 """
 
@@ -178,6 +183,13 @@ class JournalFile:
         if row is None or not isinstance(row[0], int) or not row[0]:
             return None
         return row[0], text(row[1])
+
+    def wishes(self, connection: sqlite3.Connection, run: str, after: int) -> list[tuple[int, bytes]]:
+        """Numbers and bodies of what is wanted of the run's owner, behind number *after*, in order."""
+        if self._version(connection) < 2:
+            return []
+        query = "SELECT number, body FROM wishes WHERE run = ? AND number > ? ORDER BY number"
+        return connection.execute(query, (run, after)).fetchall()
 
     @staticmethod
     def _version(connection: sqlite3.Connection) -> int:

@@ -49,7 +49,16 @@ class Release:
     done: "Future[None]" = field(factory=Future)
 
 
-Job = Append | Take | Release
+@frozen(kw_only=True, eq=False)
+class Wish:
+    """Something is wanted of a run's owner: canonical JSON. Done with its number."""
+
+    run: str
+    body: str
+    done: "Future[int]" = field(factory=Future)
+
+
+Job = Append | Take | Release | Wish
 
 
 @define(kw_only=True, eq=False)
@@ -172,6 +181,9 @@ class JournalWriter:
                         lease = self._take(connection, job.run)
                         taken.append(lease)
                         results.append(lease)
+                    elif isinstance(job, Wish):
+                        cursor = connection.execute("INSERT INTO wishes (run, body) VALUES (?, ?)", (job.run, job.body))
+                        results.append(cursor.lastrowid)
                     else:
                         self._release(connection, job.lease)
                         results.append(None)

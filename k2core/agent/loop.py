@@ -22,7 +22,7 @@ from attrs import define, evolve, field
 from k2core.agent.answering import answer_in_words
 from k2core.agent.budget import Budget, Limits
 from k2core.agent.calling import act
-from k2core.agent.concluding import wind_down
+from k2core.agent.concluding import ask_to_conclude, wind_down
 from k2core.agent.journal import Journal
 from k2core.agent.result import RunResult, result_of
 from k2core.agent.resuming import of_question
@@ -32,7 +32,7 @@ from k2core.agent.thinking import interrupted, think
 from k2core.agent.work import Work
 from k2core.errors import InputError, JournalError, K2Error
 from k2core.events import Live, RunEnded, Stored
-from k2core.interfaces import ChatModel, GenerateOptions, Verifier
+from k2core.interfaces import ChatModel, GenerateOptions, Prices, Verifier
 from k2core.tools import Registry
 
 __all__ = ["Agent", "RunResult", "result_of"]
@@ -50,6 +50,7 @@ class Agent:
         limits: budgets of one question.
         options: sampling and the length of one turn.
         swaps: what carries out the session's parts by now; see `k2core.agent.swapping`.
+        prices: of the model's tokens; the model's own unless given.
         made_of: what else a run should record of the session, for `k2 resume`; JSON values.
         last_run: the run of the question that was begun last, or that the next one goes on with; None before the first.
     """
@@ -61,6 +62,7 @@ class Agent:
     limits: Limits = field(factory=Limits)
     options: GenerateOptions = field(factory=GenerateOptions)
     swaps: Swaps = field(factory=Swaps)
+    prices: Prices | None = None
     made_of: Mapping[str, Any] = field(factory=dict)
     last_run: str | None = None
     _running: int = field(default=0, init=False)  # questions that are being worked on
@@ -113,7 +115,7 @@ class Agent:
             verifiers=self.verifiers,
             journal=self.journal,
             options=self.options,
-            budget=Budget(limits=self.limits),
+            budget=Budget(limits=self.limits, prices=self.prices or self.model.profile.prices),
             swaps=self.swaps,
             made_of=self.made_of,
         )
@@ -183,12 +185,21 @@ class Agent:
 
 async def _step(work: Work) -> AsyncIterator[Stored | Live]:
     """One turn of the model and what follows from it; a turn that the log has already is taken from there."""
+    for stored in await work.hear():
+        yield stored
     if work.turn is None:
         reached = work.budget.reached()
+        if reached is None and work.winding is not None and not work.words:
+            reached = work.winding
         if reached is not None:
             async for stored in wind_down(work, reached):
                 yield stored
             return
+        near = work.budget.near()
+        if near is not None and work.winding is None:
+            for stored in await ask_to_conclude(work, near):
+                yield stored
+        work.words -= 1 if work.winding is not None else 0
         async for item in think(work):
             yield item
         if work.turn is None:

@@ -9,3 +9,5 @@ of the calls that support it (the number after the colon in functions.NAME:NUMBE
 come from a result or from the question. If your tools cannot answer it, say so in `answer` with no claims."""
 
 GO_ON = "Work on the question goes on. What you found before is still there; go on from it."
+
+CONCLUDE = "Stop looking: {why}. Call `answer` now with what you know; claim only what your results support."

@@ -21,6 +21,7 @@ from k2core.events import (
     TurnEnded,
     VerdictGiven,
 )
+from k2core.messages import Usage
 
 UNFINISHED = ("partial", "failed")  # answers that a larger budget, or another try, may better
 
@@ -31,14 +32,15 @@ class Spent:
 
     Attributes:
         calls: begun.
-        reasoning_tokens, tokens: generated.
+        usages: of its turns.
+        tokens: generated.
         seconds: of work; while nobody worked on it no time passed.
         attempts: answers that were verified.
         silences: turns at the end that were empty or cut.
     """
 
     calls: int = 0
-    reasoning_tokens: int = 0
+    usages: tuple[Usage, ...] = ()
     tokens: int = 0
     seconds: float = 0.0
     attempts: int = 0
@@ -122,7 +124,7 @@ def spent(events: Sequence[Stored]) -> Spent:
         silences += 1
     return Spent(
         calls=sum(isinstance(one.event, ToolIntent) for one in asked),
-        reasoning_tokens=sum(turn.usage.reasoning_tokens for turn in turns),
+        usages=tuple(turn.usage for turn in turns),
         tokens=sum(turn.usage.completion_tokens for turn in turns),
         seconds=_worked(asked),
         attempts=sum(isinstance(one.event, VerdictGiven) for one in asked),

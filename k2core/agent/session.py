@@ -113,6 +113,7 @@ class Session:
             limits=choice.limits,
             options=options,
             swaps=swaps,
+            prices=choice.prices,
             made_of=made_of(choice),
         )
         return cls(

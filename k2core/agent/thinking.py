@@ -9,6 +9,7 @@ from attrs import evolve
 
 from k2core.agent import projection, window
 from k2core.agent.concluding import wind_down
+from k2core.agent.control import ANSWER
 from k2core.agent.work import Work
 from k2core.errors import CapacityError
 from k2core.events import Event, Live, ResultsHidden, StepsLeftOut, Stored, TurnEnded
@@ -41,6 +42,7 @@ async def think(work: Work) -> AsyncIterator[Stored | Live]:
         return
     if end is None:
         for stored in await work.append(*interrupted(work)):
+            work.messages = projection.messages(work.events)
             yield stored
         return
     turn = TurnEnded(
@@ -53,7 +55,6 @@ async def think(work: Work) -> AsyncIterator[Stored | Live]:
     )
     work.heard = []
     work.budget.spend(end.usage)
-    work.tokens += end.usage.completion_tokens
     for stored in await work.record(turn):
         yield stored
     work.messages.append(turn.message())
@@ -87,21 +88,25 @@ async def _make_room(work: Work) -> list[Stored]:
 
 async def _parts(work: Work) -> AsyncIterator[Delta | TurnEnd]:
     """The model's parts, until the turn ends or the seconds run out."""
+    concluding = work.winding is not None
+    most = work.budget.tokens_left(reserve=concluding)
     options = evolve(
         work.options,
-        max_reasoning_tokens=work.budget.reasoning_left(),
+        max_tokens=work.options.max_tokens if most is None else min(most, work.options.max_tokens),
+        max_reasoning_tokens=work.budget.reasoning_left(reserve=concluding),
+        tool_choice=ANSWER if concluding and ANSWER in work.tools.names() else work.options.tool_choice,
         calls_left_out=projection.left_out(work.events),
     )
     async with _closing(work.model.generate(work.messages, work.tools.declarations(), options)) as parts:
         while True:
             try:
                 # the deadline surrounds one part only: a timeout across a yield could hit the consumer's code
-                async with asyncio.timeout(work.budget.seconds_left()):
+                async with asyncio.timeout(work.budget.left("seconds", reserve=concluding)):
                     part = await anext(parts)
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                if work.budget.reached() is None:
+                if (work.budget.reached() or work.budget.near()) is None:
                     raise  # somebody else's timeout, not the budget's
                 return
             yield part

@@ -16,17 +16,18 @@ from attrs import define, field
 import k2core
 from k2core.agent import projection, resuming
 from k2core.agent.blobs import Blobs
-from k2core.agent.budget import Budget
+from k2core.agent.budget import Budget, Reached
 from k2core.agent.journal import Journal
 from k2core.agent.lease import Lease
 from k2core.agent.prompts import GO_ON, SYSTEM
 from k2core.agent.swap_events import following, in_force
 from k2core.agent.swaps import Swaps
-from k2core.errors import JournalError
+from k2core.errors import JournalError, UsageError
 from k2core.events import (
     AnswerGiven,
     Artefact,
     Event,
+    LimitsChanged,
     MessageAdded,
     RunEnded,
     RunResumed,
@@ -34,6 +35,7 @@ from k2core.events import (
     Stored,
     ToolReturned,
     TurnEnded,
+    Warned,
 )
 from k2core.interfaces import ChatModel, GenerateOptions, ToolResult, Verifier
 from k2core.messages import Delta, Message, ToolCall
@@ -60,7 +62,9 @@ class Work:
         turn: the turn to act upon, None while there is none.
         attempts: answers that were verified.
         silences: turns in a row that were empty or cut.
-        tokens: generated for this question.
+        winding: the budget of which only the reserve is left, once the model was told; None before.
+        words: turns that the model may still use to conclude, once it was told.
+        wished: number of the newest wish that was heard, None before the first look.
         ended: the run's end is in the journal.
         lease: the right to write to the run.
     """
@@ -80,7 +84,9 @@ class Work:
     turn: TurnEnded | None = None
     attempts: int = 0
     silences: int = 0
-    tokens: int = 0
+    winding: Reached | None = None
+    words: int = 0
+    wished: int | None = None
     ended: bool = False
     lease: Lease | None = None
 
@@ -108,8 +114,8 @@ class Work:
         await self._take(run)
         resuming.see_unfinished(run, self.events)
         before, answer = resuming.spent(self.events), resuming.last_answer(self.events)
-        self.budget = Budget.behind(self.budget.limits, before)
-        self.tokens, self.attempts, self.silences = before.tokens, before.attempts, before.silences
+        self.budget.go_on(before)
+        self.attempts, self.silences = before.attempts, before.silences
         if answer is not None and not resuming.is_ended(self.events):
             self.ended = True
             return await self.append(RunEnded(status=answer.status, **self.totals()))
@@ -145,6 +151,27 @@ class Work:
         """
         if self.lease is not None:
             await self.journal.confirm(self.lease)
+
+    async def hear(self) -> list[Stored]:
+        """Meet what others asked for meanwhile: other budgets."""
+        stored: list[Stored] = []
+        for number, wanted in self.journal.asked_for(self.run, self._heard_of()):
+            try:
+                self.budget.limits = self.budget.limits.changed(wanted)
+            except UsageError as error:
+                stored += await self.append(Warned(text=f"cannot change budgets as asked: {error}"))
+            self.wished = number
+            stored += await self.append(LimitsChanged(limits=self.budget.limits.by_name(), request=number))
+        if stored and self.budget.near() is None:
+            self.winding = None
+        return stored
+
+    def _heard_of(self) -> int:
+        """Number of the newest wish that the run knows of."""
+        if self.wished is None:
+            found = [one.event.request for one in self.events if isinstance(one.event, LimitsChanged)]
+            self.wished = max(found, default=0)
+        return self.wished
 
     async def wait(self) -> list[Stored]:
         """End the work until a person has decided."""
@@ -213,7 +240,7 @@ class Work:
 
     def totals(self) -> dict[str, Any]:
         """What the question cost so far, as `RunEnded` has it."""
-        return {"seconds": round(self.budget.seconds, 3), "tokens": self.tokens, "calls": self.budget.calls}
+        return {"seconds": round(self.budget.seconds, 3), "tokens": self.budget.tokens, "calls": self.budget.calls}
 
     def _run_started(self, question: str) -> RunStarted:
         declarations = json.dumps(self.tools.declarations(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)

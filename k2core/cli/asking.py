@@ -138,6 +138,7 @@ def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str,
         "status": result.status,
         "answer": answer.text,
         "reason": answer.reason,
+        "partial": None if answer.partial is None else asdict(answer.partial),
         "claims": [
             {"text": claim.text, "evidence": list(claim.evidence), "events": list(support.get(number, ()))}
             for number, claim in enumerate(answer.claims)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from attrs import define, field
 
@@ -15,10 +15,12 @@ from k2core.events import (
     CallDecided,
     DecisionNeeded,
     Event,
+    LimitsChanged,
     Live,
     MessageAdded,
     ModelSwitched,
     NoteKept,
+    Partial,
     ResultsHidden,
     RunEnded,
     RunResumed,
@@ -107,7 +109,8 @@ class Display:
             self._verdict(sequence, event)
         elif isinstance(event, BudgetReached):
             what = event.which.replace("_", " ")
-            line = f"{event.limit:g} {what.removesuffix('s') if event.limit == 1 else what} used up"
+            near = "nearly " if event.near else ""
+            line = f"{event.limit:g} {what.removesuffix('s') if event.limit == 1 else what} {near}used up"
             self._block(sequence, "budget", [(line, "yellow")], "yellow")
         elif isinstance(event, Warned):
             self._block(sequence, "warning", [(event.text, "yellow")], "yellow")
@@ -123,6 +126,8 @@ class Display:
             told = "" if event.same_prompt else "; it waited for this question, whose prompt begins anew"
             line = f"{event.what} {event.name} is carried out by {event.new} from here on (before: {event.old}){told}"
             self._block(sequence, "swap", [(line, "")], "bold")
+        elif isinstance(event, LimitsChanged):
+            self._block(sequence, "budget", [(f"from here on {_limits(event.limits)}", "yellow")], "yellow")
         elif isinstance(event, ToolAgain):
             self._block(sequence, f"again {event.index}", [(f"attempt {event.attempt}: {event.why}", "yellow")], "yellow")
         elif isinstance(event, DecisionNeeded):
@@ -208,10 +213,7 @@ class Display:
             parts = [event.model[name] for name in ("model", "backend", "numerics", "switch") if event.model.get(name)]
             self._block(sequence, "model", [(joined(parts, self.screen.width), "")], "bold")
         elif isinstance(event, RunResumed):
-            limits = ", ".join(
-                f"{name.replace('_', ' ')} {value:g}" for name, value in event.limits.items() if value is not None
-            )
-            self._block(sequence, "resumed", [(f"budgets: {limits or 'none'}", "dim")], "bold")
+            self._block(sequence, "resumed", [(_limits(event.limits), "dim")], "bold")
         elif isinstance(event, UnknownEvent):
             self._block(sequence, event.kind, [("written by another version of k2core; see --json", "dim")], "dim")
 
@@ -220,6 +222,8 @@ class Display:
         if answer.status != "answered":
             style = STATUS_STYLE[answer.status]
             self._block(None, answer.status, [(answer.reason or "no reason is known", style)], f"bold {style}")
+        if answer.partial is not None:
+            self._partial(answer.partial)
         for number, claim in enumerate(answer.claims):
             found = [event for one in answer.evidence if one.claim == number for event in one.events]
             calls = dict.fromkeys([*claim.evidence, *(self._indices[event] for event in found if event in self._indices)])
@@ -232,6 +236,12 @@ class Display:
                     self.screen.block("", [(f"call {index}: there is no such call", "red")])
             if not calls:
                 self.screen.block("", [("no call is named for it", "dim")])
+
+    def _partial(self, partial: Partial) -> None:
+        """What nothing supports and what was not tried; what is known stands in the answer and with its evidence."""
+        for label, lines in (("unverified", partial.unverified), ("not tried", partial.not_attempted)):
+            for number, line in enumerate(lines):
+                self._block(None, label if number == 0 else "", [(one_line(line, 300), "yellow")], "yellow")
 
     def remember(self, events: Sequence[Stored]) -> None:
         """Know calls and results of *events* without showing them: earlier questions of a continued run."""
@@ -250,6 +260,11 @@ class Display:
 
     def _block(self, sequence: int | None, label: str, spans: Spans, style: str = "") -> None:
         self.screen.block(f"{sequence or '':>3}  {label}" if self.whole else label, spans, style)
+
+
+def _limits(limits: Mapping[str, float | None]) -> str:
+    told = [f"{value:g} {name.replace('_', ' ')}" for name, value in limits.items() if value is not None]
+    return f"budgets: {', '.join(told) or 'none'}"
 
 
 def _accounts(usage: Usage) -> list[str]:

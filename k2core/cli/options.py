@@ -20,6 +20,17 @@ store_option = click.option("--store", metavar="PATH", help="File that keeps the
 threads_option = click.option("--threads", type=int, metavar="N", help="Threads of the backend.")
 
 
+def budget_options() -> tuple[Callable[[Any], Any], ...]:
+    """One for each budget of a question."""
+    return (
+        click.option("--calls", type=int, metavar="N", help="Budget of tool calls."),
+        click.option("--tokens", type=int, metavar="N", help="Budget of generated tokens."),
+        click.option("--thinking-tokens", type=int, metavar="N", help="Budget of thinking."),
+        click.option("--seconds", type=float, metavar="X", help="Budget of wall time."),
+        click.option("--cost", type=float, metavar="X", help="Budget of cost, in the currency of the prices."),
+    )
+
+
 def session_options(*, goes_on: bool = True) -> Callable[[F], F]:
     """Everything that says what a session is made of.
 
@@ -49,9 +60,11 @@ def session_options(*, goes_on: bool = True) -> Callable[[F], F]:
         click.option("--no-masks", "masks", flag_value=False, default=None, type=bool, help="Let the model write any token."),
         click.option("--drafts", type=int, metavar="N", help="Tokens guessed ahead per step; 0 is off."),
         click.option("--cache-mb", type=int, metavar="N", help="Limit of the model's cache memory."),
-        click.option("--calls", type=int, metavar="N", help="Budget of tool calls."),
-        click.option("--thinking-tokens", type=int, metavar="N", help="Budget of thinking."),
-        click.option("--seconds", type=float, metavar="X", help="Budget of wall time."),
+        click.option("--effort", metavar="LEVEL", help="Budgets: low, medium (the default), high, max."),
+        *budget_options(),
+        click.option("--price-prompt", type=float, metavar="X", help="Price of a million prompt tokens."),
+        click.option("--price-cached", type=float, metavar="X", help="Price of a million prompt tokens that were cached."),
+        click.option("--price-generated", type=float, metavar="X", help="Price of a million generated tokens."),
         threads_option,
         store_option,
         click.option("-R", "--no-reasoning", "reasoning", flag_value=False, default=None, type=bool, help="Hide thinking."),
@@ -72,9 +85,9 @@ def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) 
 
     A continued run keeps its model and backend unless others were asked for.
     """
-    from k2core.agent.budget import Limits
     from k2core.agent.journal import Journal
     from k2core.agent.session import Choice
+    from k2core.cli.limits import limits_of, prices_of
     from k2core.events import RunStarted
 
     model, backend = settings["model"], settings["backend"]
@@ -105,7 +118,8 @@ def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) 
         workspace=settings["workspace"],
         sandbox=settings["sandbox"],
         store=settings["store"],
-        limits=Limits(calls=settings["calls"], reasoning_tokens=settings["thinking_tokens"], seconds=settings["seconds"]),
+        limits=limits_of(settings),
+        prices=prices_of(settings),
         temperature=settings["temperature"],
         top_p=settings["top_p"],
         min_p=settings["min_p"],

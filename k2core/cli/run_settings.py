@@ -6,14 +6,14 @@ from typing import Any
 
 from attrs import evolve
 
+from k2core.cli.limits import LIMITS
 from k2core.cli.settings import Settings
-from k2core.events import RunResumed, RunStarted, Stored
+from k2core.events import LimitsChanged, RunResumed, RunStarted, Stored
 from k2core.tools import CONTROL_NAMES
 
 SAMPLING = ("temperature", "top_p", "min_p", "max_tokens", "masks")
 FOLDERS = ("docs", "workspace")
 PLACES = ("device", "moe", "sandbox")
-LIMITS = {"calls": "calls", "thinking_tokens": "reasoning_tokens", "seconds": "seconds"}
 
 
 def settings_of_run(settings: Settings, events: Sequence[Stored]) -> Settings:
@@ -30,13 +30,11 @@ def settings_of_run(settings: Settings, events: Sequence[Stored]) -> Settings:
     found |= {name: started.options.get(name) for name in (*SAMPLING, *PLACES)}
     found |= {name: Path(str(started.options[name])) for name in FOLDERS if started.options.get(name)}
     found["tools"] = tuple(name for name in started.tools if name not in CONTROL_NAMES) or None
-    limits = [one.event.limits for one in events if isinstance(one.event, RunStarted | RunResumed)][-1]
-    for name, recorded in LIMITS.items():
-        found[name] = limits.get(recorded)
-    if found["calls"] is not None:
-        found["calls"] = int(found["calls"])
-    if found["thinking_tokens"] is not None:
-        found["thinking_tokens"] = int(found["thinking_tokens"])
+    if settings.values["effort"].is_default:
+        limits = [one.event.limits for one in events if isinstance(one.event, RunStarted | RunResumed | LimitsChanged)][-1]
+        for name, budget in LIMITS.items():
+            value = limits.get(budget)
+            found[name] = int(value) if value is not None and settings.values[name].key.kind == "whole number" else value
     origin = f"run {events[0].run}"
     values = {
         name: evolve(value, value=found[name], origin=origin) if value.is_default and found.get(name) is not None else value

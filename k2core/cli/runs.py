@@ -1,11 +1,12 @@
 """``k2 runs``: past runs, and everything that happened in one."""
 
 import sys
+from typing import Any
 
 import click
 
 from k2core.cli.app import App, Nouns
-from k2core.cli.options import store_option
+from k2core.cli.options import budget_options, store_option
 from k2core.cli.output import emit, json_option, print_table
 from k2core.cli.resume import resume
 
@@ -116,6 +117,41 @@ def files(app: App, run: str, folder: str | None, store: str | None, as_json: bo
         return
     rows = [[str(index), one.name, f"{one.size:,}", str(blobs.path(one.sha256))] for index, one in found]
     print_table(("call", "file", "bytes", "content"), rows, "No call of this run brought a file out.")
+
+
+def _budgets(command: Any) -> Any:
+    for option in reversed(budget_options()):
+        command = option(command)
+    return command
+
+
+@runs.command("raise")
+@click.argument("run", default="last")
+@_budgets
+@store_option
+@json_option
+@click.pass_obj
+def raise_budgets(app: App, /, run: str, store: str | None, as_json: bool, **budgets: float | None) -> None:
+    """Give RUN other budgets while it works; they count from its next step on."""
+    import asyncio
+
+    from k2core.agent.budget import Limits
+    from k2core.agent.journal import Journal
+    from k2core.cli.limits import LIMITS
+    from k2core.cli.output import print_text
+    from k2core.errors import InputError
+
+    wanted = {LIMITS[name]: value for name, value in budgets.items() if value is not None}
+    if not wanted:
+        raise InputError(f"give a budget, e.g. k2 runs raise {run} --calls 100")
+    Limits().changed(wanted)
+    with Journal.open(app.settings(store=store)["store"]) as journal:
+        full = journal.find_run(run)
+        number = asyncio.run(journal.ask_for(full, wanted))
+    if as_json:
+        emit({"run": full, "wish": number, "limits": wanted})
+        return
+    print_text(f"run {full} was told; see it with k2 runs show {full}")
 
 
 @runs.command()

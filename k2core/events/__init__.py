@@ -23,11 +23,12 @@ from typing import Any, cast, get_args
 from attrs import frozen
 
 from k2core.errors import FormatError
-from k2core.events.answers import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, VerdictGiven
+from k2core.events.answers import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, Known, Partial, VerdictGiven
 from k2core.events.base import EVENT_FORMAT, Journalled
 from k2core.events.calls import Artefact, CallDecided, Decision, DecisionNeeded, ToolAgain, ToolIntent, ToolReturned
 from k2core.events.memory import NoteKept, ResultsHidden, StepsLeftOut
 from k2core.events.run import (
+    LimitsChanged,
     MessageAdded,
     ModelSwitched,
     Part,
@@ -42,9 +43,10 @@ from k2core.messages import Delta
 
 __all__ = [
     "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "CallDecided", "ClaimEvidence",
-    "Decision", "DecisionNeeded", "Event", "Journalled", "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part",
-    "ResultsHidden", "RunEnded", "RunResumed", "RunStarted", "StatusLine", "StepsLeftOut", "Stored", "Swapped", "ToolAgain",
-    "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
+    "Decision", "DecisionNeeded", "Event", "Journalled", "Known", "LimitsChanged", "Live", "MessageAdded", "ModelSwitched",
+    "NoteKept", "Part", "Partial", "ResultsHidden", "RunEnded", "RunResumed", "RunStarted", "StatusLine", "StepsLeftOut",
+    "Stored", "Swapped", "ToolAgain", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned",
+    "event_from_json",
 ]  # fmt: skip
 
 
@@ -77,6 +79,7 @@ Event = (
     | DecisionNeeded
     | CallDecided
     | RunResumed
+    | LimitsChanged
     | NoteKept
     | ResultsHidden
     | StepsLeftOut

@@ -28,12 +28,20 @@ class VerdictGiven(Journalled):
 
 @frozen(kw_only=True)
 class BudgetReached(Journalled):
-    """A budget ended the work: its name, its limit, what was used, both in the budget's own unit."""
+    """A budget ends the work.
+
+    Attributes:
+        which: its name.
+        limit: in the budget's own unit.
+        used: in the same unit.
+        near: all but its reserve is used; the model is told to conclude.
+    """
 
     kind: ClassVar[str] = "budget"
     which: str
     limit: float
     used: float
+    near: bool = False
 
 
 @frozen(kw_only=True)
@@ -50,6 +58,29 @@ class ClaimEvidence:
 
 
 @frozen(kw_only=True)
+class Known:
+    """Something that is known, with the events it rests on."""
+
+    text: str
+    events: tuple[int, ...] = ()
+
+
+@frozen(kw_only=True)
+class Partial:
+    """What came of a question whose budget was used up.
+
+    Attributes:
+        known: with evidence.
+        unverified: statements that nothing supports.
+        not_attempted: steps of the plan that were not begun or not finished.
+    """
+
+    known: tuple[Known, ...] = ()
+    unverified: tuple[str, ...] = ()
+    not_attempted: tuple[str, ...] = ()
+
+
+@frozen(kw_only=True)
 class AnswerGiven(Journalled):
     """The answer of the run.
 
@@ -61,6 +92,7 @@ class AnswerGiven(Journalled):
             waits for a decision. The first three are decided by `k2core.agent.verify.outcome`.
         reason: why it is not ``answered``; empty otherwise.
         evidence: for each supported claim the events it rests on.
+        partial: where a budget ended the work, what came of it; None otherwise.
     """
 
     kind: ClassVar[str] = "answer"
@@ -69,3 +101,4 @@ class AnswerGiven(Journalled):
     status: AnswerStatus = "answered"
     reason: str = ""
     evidence: tuple[ClaimEvidence, ...] = ()
+    partial: Partial | None = None

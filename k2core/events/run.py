@@ -151,6 +151,20 @@ class Warned(Journalled):
 
 
 @frozen(kw_only=True)
+class LimitsChanged(Journalled):
+    """Budgets of the question are others from here on.
+
+    Attributes:
+        limits: all of them by name; None is no limit.
+        request: number of the wish that was met, as the journal counts them.
+    """
+
+    kind: ClassVar[str] = "limits"
+    limits: Mapping[str, float | None]
+    request: int = 0
+
+
+@frozen(kw_only=True)
 class RunResumed(Journalled):
     """The work on the run's last question goes on after it was cut off, interrupted or had to wait.
 

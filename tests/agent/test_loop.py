@@ -256,13 +256,15 @@ def test_calls_of_a_cut_turn_are_not_run(tmp_path: Path) -> None:
 
 
 def test_the_budget_of_calls_ends_with_what_is_known(tmp_path: Path) -> None:
-    """At the limit the run ends as partial, names the budget, and lists the results so far."""
+    """A model that does not conclude when it is told to ends as partial, with the budget's name and the results so far."""
     turns = [calling("double", {"number": index}, index) for index in range(9)]
-    result, events = ask(agent_of(tmp_path, turns, limits=Limits(calls=3)))
+    result, events = ask(agent_of(tmp_path, turns, limits=Limits(calls=4)))
 
     assert (result.status, result.calls) == ("partial", 3)
-    assert of_kind(events, BudgetReached) == [BudgetReached(which="calls", limit=3.0, used=3.0)]
+    assert of_kind(events, BudgetReached)[0] == BudgetReached(which="calls", limit=4.0, used=3.0, near=True)
+    assert of_kind(events, ToolReturned)[-1].text == "error: not run: the budget of 4 calls is nearly used up. Call answer"
     assert "Known so far" in result.answer.text and "- double number=2: 4" in result.answer.text
+    assert result.answer.partial is not None and len(result.answer.partial.known) == 3
 
 
 def test_the_budget_of_calls_holds_within_one_turn(tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ def test_the_budget_of_seconds_bounds_a_tool(tmp_path: Path) -> None:
         time.sleep(20)
         return "late"
 
-    agent = agent_of(tmp_path, [calling("wait", {}, 0)], limits=Limits(seconds=2))
+    agent = agent_of(tmp_path, [calling("wait", {}, 0), answering("It did not come.", 1)], limits=Limits(seconds=2))
     agent.tools.add(wait)
     result, events = ask(agent)
 
@@ -295,10 +297,10 @@ def test_the_budget_of_seconds_bounds_a_tool(tmp_path: Path) -> None:
 def test_what_was_heard_of_an_interrupted_turn_is_kept(tmp_path: Path) -> None:
     """When the seconds run out in a turn, its thinking so far is in the journal, and the conversation stays valid."""
     agent = agent_of(tmp_path, [], limits=Limits(seconds=2))
-    agent.model = ScriptedModel([Message(role="assistant", reasoning="word " * 4000)], delay_s=0.01)
+    agent.model = ScriptedModel([Message(role="assistant", reasoning="word " * 4000)] * 2, delay_s=0.01)
     result, events = ask(agent)
 
-    (turn,) = of_kind(events, TurnEnded)
+    turn = of_kind(events, TurnEnded)[0]
     assert result.status == "partial" and turn.finish_reason == "cancelled" and turn.reasoning.startswith("word word")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from k2core.agent.budget import Limits
 from k2core.agent.journal import Journal
 from k2core.agent.session import Choice
 from k2core.cli import output
 from k2core.cli.asking import Asked, cost_parts, final_result
 from k2core.cli.display import Display
+from k2core.cli.limits import limits_of
 from k2core.cli.output import print_table
 from k2core.cli.screen import RichScreen
 from k2core.cli.settings import KEYS, Settings
@@ -400,15 +401,11 @@ def test_evaluations_and_warmup_show_progress(k2: K2) -> None:
 
 def test_defaults_are_the_sessions_own() -> None:
     """Defaults of the settings are those of the Python API."""
-    defaults, choice, limits = {key.name: key.default for key in KEYS}, Choice(), Limits()
+    defaults, choice = {key.name: key.default for key in KEYS}, Choice()
 
     for name in ("model", "backend", "numerics", "store", "seed", "temperature", "top_p", "min_p", "max_tokens", "tools"):
         assert defaults[name] == getattr(choice, name)
-    assert (defaults["calls"], defaults["thinking_tokens"], defaults["seconds"]) == (
-        limits.calls,
-        limits.reasoning_tokens,
-        limits.seconds,
-    )
+    assert limits_of(Settings.load(environ={"K2CORE_CONFIG": os.devnull})) == choice.limits
 
 
 def test_a_flag_beats_the_environment_beats_the_file(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ KEYS = {
     "reason",
     "claims",
     "calls",
+    "partial",
     "verdict",
     "tokens",
     "reasoning_tokens",

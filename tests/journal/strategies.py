@@ -108,6 +108,7 @@ by_kind = {
         by=st.sampled_from(["user", "tool"]),
         text=words,
     ),
+    "limits": st.builds(events.LimitsChanged, limits=st.dictionaries(words, st.none() | numbers, max_size=3), request=counts),
     "run.resumed": st.builds(
         events.RunResumed,
         limits=st.dictionaries(words, st.none() | numbers, max_size=3),
