@@ -110,7 +110,7 @@ class GenerateOptions:
         response_schema: JSON Schema of the content of a turn that calls nothing; None is free text.
         forbidden_tools: declared names that must not be called in this turn.
         forbidden_calls: (name, arguments' JSON text) of calls that must not be made in this turn.
-        calls_left_out: calls of the conversation, from the first on, that the messages no longer show; numbers go on after.
+        calls_left_out: how many calls of the conversation the messages no longer show; numbers go on after them too.
     """
 
     max_tokens: int = 1024

@@ -10,6 +10,7 @@ from k2core.agent import projection
 from k2core.agent.answering import answer_by_call
 from k2core.agent.control import ANSWER, NOTE, answer_from_arguments
 from k2core.agent.ledger import OPTIONS, Again, CallState, Happened, Undecided, call_states, key_of, outcome_of
+from k2core.agent.progress import NOT_MADE
 from k2core.agent.work import Work
 from k2core.errors import ToolError
 from k2core.events import CallDecided, DecisionNeeded, NoteKept, Stored, ToolAgain, ToolIntent, TurnEnded
@@ -57,8 +58,20 @@ async def _carry_out(work: Work, call: ToolCall, index: int, state: CallState, *
             yield stored
     elif why:
         yield await work.observe(call, index, _error(f"not run: {why}"))
+    elif work.forbidden.covers(call):
+        yield await work.observe(call, index, _not_again(work, call))
     else:
         yield await _dispatch(work, call, index, tool)
+
+
+def _not_again(work: Work, call: ToolCall) -> ToolResult:
+    """What a call is answered with that may not be made in this turn: the log knows its result, or it is refused."""
+    before = work.progress.before(call.name, call.arguments)
+    if before is None:
+        line = f"error: not run: {call.name} brought nothing new. Use another tool, or call answer"
+        return ToolResult(text=line, ok=False, details={NOT_MADE: None})
+    number, text = before
+    return ToolResult(text=text, ok=not text.startswith("error: "), details={NOT_MADE: number})
 
 
 async def _dispatch(work: Work, call: ToolCall, index: int, tool: Tool | None) -> Stored:

@@ -26,6 +26,7 @@ from k2core.agent.concluding import ask_to_conclude, wind_down
 from k2core.agent.journal import Journal
 from k2core.agent.result import RunResult, result_of
 from k2core.agent.resuming import of_question
+from k2core.agent.steering import steer
 from k2core.agent.swap_events import following
 from k2core.agent.swaps import Swaps
 from k2core.agent.thinking import interrupted, think
@@ -199,6 +200,8 @@ async def _step(work: Work) -> AsyncIterator[Stored | Live]:
         if near is not None and work.winding is None:
             for stored in await ask_to_conclude(work, near):
                 yield stored
+        async for stored in steer(work):
+            yield stored
         work.words -= 1 if work.winding is not None else 0
         async for item in think(work):
             yield item

@@ -12,6 +12,7 @@ from k2core.events import (
     MessageAdded,
     ResultsHidden,
     RunResumed,
+    Stalled,
     StepsLeftOut,
     Stored,
     ToolIntent,
@@ -35,7 +36,7 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
     """
     events = list(events)
     hidden = {one for stored in events if isinstance(stored.event, ResultsHidden) for one in stored.event.calls}
-    through = left_out(events)
+    unseen = gone(events)
     called = 0  # so far
     is_heard = False  # the last message is what was heard of an interrupted turn
     out: list[Message] = []
@@ -55,8 +56,9 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
         elif isinstance(event, TurnEnded):
             close()
             is_heard = event.finish_reason == "cancelled"
+            numbers = range(called, called + len(event.calls))
             called += len(event.calls)
-            if event.calls and called <= through:
+            if event.calls and unseen.issuperset(numbers):
                 continue
             out.append(event.message())
             open_calls.extend(event.calls)
@@ -64,7 +66,7 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
             if is_heard and out[-1].role == "assistant":
                 del out[-1]  # what was heard of an interrupted turn; it is generated again
         elif isinstance(event, ToolReturned):
-            if called <= through:
+            if event.index in unseen and not open_calls:
                 continue
             if open_calls:
                 del open_calls[0]  # calls are made in order, so results are too
@@ -75,9 +77,15 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
     return out
 
 
-def left_out(events: Iterable[Stored]) -> int:
-    """How many calls, from the first on, stand in steps that the model no longer sees."""
-    return max((stored.event.through + 1 for stored in events if isinstance(stored.event, StepsLeftOut)), default=0)
+def gone(events: Iterable[Stored]) -> frozenset[int]:
+    """Numbers of the calls whose steps the model no longer sees."""
+    through, numbers = 0, set[int]()
+    for stored in events:
+        if isinstance(stored.event, StepsLeftOut):
+            through = max(through, stored.event.through + 1)
+        elif isinstance(stored.event, Stalled) and stored.event.action == "roll-back":
+            numbers.update(stored.event.calls)
+    return frozenset(numbers).union(range(through))
 
 
 def tool_message(call_id: str, name: str, text: str) -> Message:

@@ -10,4 +10,6 @@ come from a result or from the question. If your tools cannot answer it, say so 
 
 GO_ON = "Work on the question goes on. What you found before is still there; go on from it."
 
+ROLLED_BACK = "Calls {first} to {last} brought nothing new and are taken out. Try another way, or answer with what you know."
+
 CONCLUDE = "Stop looking: {why}. Call `answer` now with what you know; claim only what your results support."

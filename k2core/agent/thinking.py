@@ -74,12 +74,11 @@ async def _make_room(work: Work) -> list[Stored]:
     turns = [stored.event for stored in work.events if isinstance(stored.event, TurnEnded)]
     if not turns:
         return []
-    before, context = projection.left_out(work.events), work.model.profile.context
-    room = window.make_room(work.messages, turns[-1].usage, context, left_out=before)
+    room = window.make_room(work.messages, turns[-1].usage, work.model.profile.context, gone=projection.gone(work.events))
     if room is None:
         return []
     fresh: list[Event] = [ResultsHidden(calls=room.hidden)] if room.hidden else []
-    if room.left_out > before:
+    if room.left_out:
         fresh.append(StepsLeftOut(through=room.left_out - 1))
     stored = await work.append(*fresh)
     work.messages = projection.messages(work.events)
@@ -95,7 +94,9 @@ async def _parts(work: Work) -> AsyncIterator[Delta | TurnEnd]:
         max_tokens=work.options.max_tokens if most is None else min(most, work.options.max_tokens),
         max_reasoning_tokens=work.budget.reasoning_left(reserve=concluding),
         tool_choice=ANSWER if concluding and ANSWER in work.tools.names() else work.options.tool_choice,
-        calls_left_out=projection.left_out(work.events),
+        calls_left_out=len(projection.gone(work.events)),
+        forbidden_tools=(*work.options.forbidden_tools, *work.forbidden.tools),
+        forbidden_calls=(*work.options.forbidden_calls, *work.forbidden.calls),
     )
     async with _closing(work.model.generate(work.messages, work.tools.declarations(), options)) as parts:
         while True:

@@ -5,6 +5,7 @@ oldest steps are left out. Hiding one per step would cost the shared prefix at e
 tool outputs first is K2's own strategy for long runs: the Kimi K2 Thinking model card.) Questions and answers always stay.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 from attrs import frozen
@@ -18,13 +19,14 @@ HIDE_UNTIL = 0.6
 
 @frozen(kw_only=True)
 class Room:
-    """What makes room: calls whose results are hidden, and how many calls are left out with their steps, from the first on."""
+    """What makes room: calls whose results are hidden, and up to which number, it not included, calls are left out with
+    their steps; 0 where none is."""
 
     hidden: tuple[int, ...] = ()
     left_out: int = 0
 
 
-def make_room(messages: Sequence[Message], usage: Usage, context: int, *, left_out: int = 0) -> Room | None:
+def make_room(messages: Sequence[Message], usage: Usage, context: int, *, gone: frozenset[int] = frozenset()) -> Room | None:
     """What the next turn should no longer see; None while there is room.
 
     Sizes are estimated: the last turn's prompt says how many tokens a character takes here.
@@ -33,7 +35,7 @@ def make_room(messages: Sequence[Message], usage: Usage, context: int, *, left_o
         messages: the conversation, the newest results included.
         usage: of the last turn.
         context: tokens that the model may be given.
-        left_out: calls, from the first on, that the messages no longer show.
+        gone: numbers of calls that the messages no longer show.
     """
     last_turn = max((index for index, message in enumerate(messages) if message.role == "assistant"), default=-1)
     if last_turn < 0 or usage.prompt_tokens == 0:
@@ -46,20 +48,26 @@ def make_room(messages: Sequence[Message], usage: Usage, context: int, *, left_o
         return None
     hidden: list[int] = []
     results = [message for message in messages[:last_turn] if message.role == "tool"]  # what answers the newest turn stays
-    for number, message in enumerate(results, left_out):
+    numbers = _numbers(gone)
+    for number, message in zip(numbers, results, strict=False):
         if used <= HIDE_UNTIL * context:
             break
         if message.content != HIDDEN:
             hidden.append(number)
             used -= max(0, len(message.content) - len(HIDDEN)) * min(per_character, 1.0)
-    gone = left_out
+    numbers, left_out = _numbers(gone), 0
     for size, calls in _steps(messages[:last_turn]):
         if used <= HIDE_UNTIL * context:
             break
-        gone += calls
+        left_out = [next(numbers) for _ in range(calls)][-1] + 1
         used -= size * min(per_character, 1.0)
-    hidden = [number for number in hidden if number >= gone]
-    return Room(hidden=tuple(hidden), left_out=gone) if hidden or gone > left_out else None
+    hidden = [number for number in hidden if number >= left_out]
+    return Room(hidden=tuple(hidden), left_out=left_out) if hidden or left_out else None
+
+
+def _numbers(gone: frozenset[int]) -> Iterator[int]:
+    """Numbers of the calls that are still shown, in order."""
+    return (number for number in itertools.count() if number not in gone)
 
 
 def _steps(messages: Sequence[Message]) -> Iterator[tuple[int, int]]:

@@ -11,7 +11,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 import k2core
 from k2core.agent import projection, resuming
@@ -19,6 +19,7 @@ from k2core.agent.blobs import Blobs
 from k2core.agent.budget import Budget, Reached
 from k2core.agent.journal import Journal
 from k2core.agent.lease import Lease
+from k2core.agent.progress import Progress, canonical
 from k2core.agent.prompts import GO_ON, SYSTEM
 from k2core.agent.swap_events import following, in_force
 from k2core.agent.swaps import Swaps
@@ -33,6 +34,7 @@ from k2core.events import (
     RunResumed,
     RunStarted,
     Stored,
+    ToolIntent,
     ToolReturned,
     TurnEnded,
     Warned,
@@ -40,6 +42,19 @@ from k2core.events import (
 from k2core.interfaces import ChatModel, GenerateOptions, ToolResult, Verifier
 from k2core.messages import Delta, Message, ToolCall
 from k2core.tools import Registry
+
+
+@frozen(kw_only=True)
+class Forbidden:
+    """What one turn may not call: tools by name, and (name, arguments) as they were written."""
+
+    tools: tuple[str, ...] = ()
+    calls: tuple[tuple[str, str], ...] = ()
+
+    def covers(self, call: ToolCall) -> bool:
+        """Whether *call* is one of them."""
+        same = ((name, canonical(arguments)) for name, arguments in self.calls)
+        return call.name in self.tools or (call.name, canonical(call.arguments)) in same
 
 
 @define(kw_only=True)
@@ -64,6 +79,8 @@ class Work:
         silences: turns in a row that were empty or cut.
         winding: the budget of which only the reserve is left, once the model was told; None before.
         words: turns that the model may still use to conclude, once it was told.
+        progress: whether calls still bring anything new.
+        forbidden: what the next turn may not call.
         wished: number of the newest wish that was heard, None before the first look.
         ended: the run's end is in the journal.
         lease: the right to write to the run.
@@ -86,6 +103,8 @@ class Work:
     silences: int = 0
     winding: Reached | None = None
     words: int = 0
+    progress: Progress = field(factory=Progress)
+    forbidden: Forbidden = field(factory=Forbidden)
     wished: int | None = None
     ended: bool = False
     lease: Lease | None = None
@@ -128,6 +147,7 @@ class Work:
             stored += await self.append(MessageAdded(role="system", name="framework", content=GO_ON))
         stored += await self.record()
         self.turn = resuming.last_turn(self.events)
+        self.progress = Progress.of(self.events)
         self.messages = projection.messages(self.events, closed=self.turn is None)
         return stored
 
@@ -221,6 +241,10 @@ class Work:
         )
         (stored,) = await self.append(returned)
         self.messages.append(projection.tool_message(call.id, call.name, result.text))
+        intent = next(
+            one.event for one in reversed(self.events) if isinstance(one.event, ToolIntent) and one.event.index == index
+        )
+        self.progress.see(intent, returned)
         return stored
 
     async def say(self, text: str) -> Stored:

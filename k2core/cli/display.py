@@ -25,6 +25,7 @@ from k2core.events import (
     RunEnded,
     RunResumed,
     RunStarted,
+    Stalled,
     StatusLine,
     StepsLeftOut,
     Stored,
@@ -126,6 +127,14 @@ class Display:
             told = "" if event.same_prompt else "; it waited for this question, whose prompt begins anew"
             line = f"{event.what} {event.name} is carried out by {event.new} from here on (before: {event.old}){told}"
             self._block(sequence, "swap", [(line, "")], "bold")
+        elif isinstance(event, Stalled):
+            first, last = (event.calls or (0,))[0], (event.calls or (0,))[-1]
+            done = {
+                "steer": f"{event.tool or 'the same call'} may not be called in the next turn",
+                "roll-back": "they are taken out of the conversation",
+                "stop": "the model is to conclude",
+            }[event.action]
+            self._block(sequence, "stalled", [(f"calls {first} to {last} brought nothing new: {done}", "yellow")], "yellow")
         elif isinstance(event, LimitsChanged):
             self._block(sequence, "budget", [(f"from here on {_limits(event.limits)}", "yellow")], "yellow")
         elif isinstance(event, ToolAgain):

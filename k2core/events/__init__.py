@@ -26,7 +26,7 @@ from k2core.errors import FormatError
 from k2core.events.answers import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, Known, Partial, VerdictGiven
 from k2core.events.base import EVENT_FORMAT, Journalled
 from k2core.events.calls import Artefact, CallDecided, Decision, DecisionNeeded, ToolAgain, ToolIntent, ToolReturned
-from k2core.events.memory import NoteKept, ResultsHidden, StepsLeftOut
+from k2core.events.memory import NoteKept, ResultsHidden, Stalled, StepsLeftOut
 from k2core.events.run import (
     LimitsChanged,
     MessageAdded,
@@ -44,9 +44,9 @@ from k2core.messages import Delta
 __all__ = [
     "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "CallDecided", "ClaimEvidence",
     "Decision", "DecisionNeeded", "Event", "Journalled", "Known", "LimitsChanged", "Live", "MessageAdded", "ModelSwitched",
-    "NoteKept", "Part", "Partial", "ResultsHidden", "RunEnded", "RunResumed", "RunStarted", "StatusLine", "StepsLeftOut",
-    "Stored", "Swapped", "ToolAgain", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned",
-    "event_from_json",
+    "NoteKept", "Part", "Partial", "ResultsHidden", "RunEnded", "RunResumed", "RunStarted", "Stalled", "StatusLine",
+    "StepsLeftOut", "Stored", "Swapped", "ToolAgain", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven",
+    "Warned", "event_from_json",
 ]  # fmt: skip
 
 
@@ -83,6 +83,7 @@ Event = (
     | NoteKept
     | ResultsHidden
     | StepsLeftOut
+    | Stalled
     | VerdictGiven
     | BudgetReached
     | Warned

@@ -1,6 +1,6 @@
-"""What the model is to remember, and what it no longer sees."""
+"""What the model is to remember, what it no longer sees, and what is done where it goes round in circles."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from attrs import frozen
 
@@ -37,3 +37,22 @@ class StepsLeftOut(Journalled):
 
     kind: ClassVar[str] = "left-out"
     through: int
+
+
+@frozen(kw_only=True)
+class Stalled(Journalled):
+    """Steps brought nothing new, and something is done about it.
+
+    Attributes:
+        action: ``steer`` (the next turn may not go on so), ``roll-back`` (those steps are no longer shown) or ``stop`` (the
+            model is to conclude).
+        idle: how much brought nothing new, in calls; see `k2core.agent.progress`.
+        calls: numbers of the calls since the last progress.
+        tool: the tool that may not be called in the next turn; empty where calls are forbidden instead, or nothing is.
+    """
+
+    kind: ClassVar[str] = "stalled"
+    action: Literal["steer", "roll-back", "stop"]
+    idle: float
+    calls: tuple[int, ...] = ()
+    tool: str = ""

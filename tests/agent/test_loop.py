@@ -489,7 +489,7 @@ def test_old_results_are_hidden_in_a_block_when_the_context_is_nearly_full(tmp_p
     @tool(effect="read")
     def page(number: int) -> str:
         """Show a page."""
-        return long
+        return f"{7919 * number} {long}"
 
     agent = agent_of(tmp_path, [*(calling("page", {"number": index}, index) for index in range(12)), answering("Hello.", 12)])
     agent.tools.add(page)
@@ -498,9 +498,9 @@ def test_old_results_are_hidden_in_a_block_when_the_context_is_nearly_full(tmp_p
 
     hidden = of_kind(events, ResultsHidden)
     assert result.status == "answered" and hidden and len(hidden) < 6
-    assert all(event.text == long for event in of_kind(events, ToolReturned)[:-1])
+    assert all(event.text.endswith(long) for event in of_kind(events, ToolReturned)[:-1])
     shown = [message.content for message in projection.messages(stored(events)) if message.name == "page"]
-    assert shown[0] == projection.HIDDEN and shown[-1] == long
+    assert shown[0] == projection.HIDDEN and shown[-1] == f"87109 {long}"
 
 
 def test_steps_are_left_out_in_blocks_when_hiding_is_not_enough(tmp_path: Path) -> None:

@@ -108,6 +108,13 @@ by_kind = {
         by=st.sampled_from(["user", "tool"]),
         text=words,
     ),
+    "stalled": st.builds(
+        events.Stalled,
+        action=st.sampled_from(["steer", "roll-back", "stop"]),
+        idle=numbers,
+        calls=_tuples(counts),
+        tool=words,
+    ),
     "limits": st.builds(events.LimitsChanged, limits=st.dictionaries(words, st.none() | numbers, max_size=3), request=counts),
     "run.resumed": st.builds(
         events.RunResumed,
