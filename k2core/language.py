@@ -157,6 +157,7 @@ class ModelProfile:
         context: tokens of context the agent may fill.
         temperature: recommended temperature.
         description: one line for listings.
+        controls: control tools that the model is told of, beside `answer` and `note`; None is all of them.
         prices: nothing for a model of one's own.
     """
 
@@ -164,6 +165,7 @@ class ModelProfile:
     system: str | None = None
     temperature: float = 1.0
     description: str = ""
+    controls: tuple[str, ...] | None = None
     prices: Prices = field(factory=Prices)
 
 

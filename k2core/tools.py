@@ -18,7 +18,7 @@ from k2core.messages import ToolCall
 
 RESULT_LIMIT = 16_000  # characters of a result that the model sees
 ERROR_LIMIT = 300  # characters of one error line
-CONTROL_NAMES = ("answer", "note")  # carried out by the agent loop; no plugin may register them
+CONTROL_NAMES = ("answer", "note", "plan", "hypothesis")  # carried out by the agent loop; no plugin may register them
 
 
 @define

@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 
 from k2core.agent import projection
 from k2core.agent.answering import answer_by_call
-from k2core.agent.control import ANSWER, NOTE, answer_from_arguments
+from k2core.agent.control import ANSWER, HYPOTHESIS, NOTE, PLAN, answer_from_arguments
 from k2core.agent.ledger import OPTIONS, Again, CallState, Happened, Undecided, call_states, key_of, outcome_of
+from k2core.agent.planning import revised_plan, stated_hypothesis
 from k2core.agent.progress import NOT_MADE
 from k2core.agent.work import Work
 from k2core.errors import ToolError
-from k2core.events import CallDecided, DecisionNeeded, NoteKept, Stored, ToolAgain, ToolIntent, TurnEnded
+from k2core.events import CallDecided, DecisionNeeded, HypothesisStated, NoteKept, Stored, ToolAgain, ToolIntent, TurnEnded
 from k2core.interfaces import CallContext, Effect, Tool, ToolResult
 from k2core.messages import ToolCall
 from k2core.tools import Registry
@@ -127,8 +128,24 @@ async def _control(work: Work, call: ToolCall, index: int, state: CallState) -> 
             (stored,) = await work.append(NoteKept(text=str(arguments["text"])))
             yield stored
         yield await work.observe(call, index, ToolResult(text="noted", ok=True))
+    elif call.name in (PLAN, HYPOTHESIS):
+        async for stored in _plan(work, call, index, arguments):
+            yield stored
     else:
         yield await work.observe(call, index, _error(f"no control tool '{call.name}' here"))
+
+
+async def _plan(work: Work, call: ToolCall, index: int, arguments: dict[str, object]) -> AsyncIterator[Stored]:
+    """State the plan, or a hypothesis; one that was stated before an interruption is stated again, which changes nothing."""
+    try:
+        stated = (revised_plan if call.name == PLAN else stated_hypothesis)(arguments, work.events)
+    except ToolError as error:
+        yield await work.observe(call, index, _error(str(error)))
+        return
+    for stored in await work.append(stated):
+        yield stored
+    text = f"hypothesis {stated.number}: {stated.status}" if isinstance(stated, HypothesisStated) else "the plan stands"
+    yield await work.observe(call, index, ToolResult(text=text, ok=True))
 
 
 def _error(line: str) -> ToolResult:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 
 from k2core.agent import projection
 from k2core.agent.budget import Reached
+from k2core.agent.planning import not_attempted
 from k2core.agent.prompts import CONCLUDE
 from k2core.agent.resuming import of_question
 from k2core.agent.verify import outcome
@@ -22,7 +23,7 @@ async def conclude(work: Work, answer: Answer, verdict: Verdict, *, write_messag
     evidence, partial = _evidence(verdict), None
     if work.winding is not None and status != "declined":
         reason = "; ".join(filter(None, (str(work.winding), reason)))
-        status, partial = "partial", _sorted_out(answer, evidence)
+        status, partial = "partial", _sorted_out(answer, evidence, not_attempted(work.events))
     given = AnswerGiven(
         text=answer.text, claims=answer.claims, status=status, reason=reason, evidence=evidence, partial=partial
     )
@@ -51,7 +52,7 @@ async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
     if known:
         lines += ["Known so far:", *(f"- {one.text}" for one in known)]
     status: AnswerStatus = "partial" if isinstance(why, Reached) or known else "failed"
-    partial = Partial(known=known) if status == "partial" else None
+    partial = Partial(known=known, not_attempted=not_attempted(work.events)) if status == "partial" else None
     given = AnswerGiven(text="\n".join(lines), status=status, reason=str(why), partial=partial)
     for stored in await work.end(given, write_message=True):
         yield stored
@@ -62,13 +63,14 @@ def _is_of(event: object, near: BudgetReached) -> bool:
     return isinstance(event, BudgetReached) and event.near and (event.which, event.limit) == (near.which, near.limit)
 
 
-def _sorted_out(answer: Answer, evidence: tuple[ClaimEvidence, ...]) -> Partial:
+def _sorted_out(answer: Answer, evidence: tuple[ClaimEvidence, ...], open_steps: tuple[str, ...]) -> Partial:
     """What of an answer is known, and what nothing supports."""
     supported = {one.claim: one.events for one in evidence}
     claims = list(enumerate(answer.claims))
     return Partial(
         known=tuple(Known(text=claim.text, events=supported[number]) for number, claim in claims if number in supported),
         unverified=tuple(claim.text for number, claim in claims if number not in supported),
+        not_attempted=open_steps,
     )
 
 

@@ -1,18 +1,21 @@
-"""The control tools: `answer` concludes a run, `note` keeps something for later steps.
+"""The control tools: `answer` concludes a run, `note` keeps something, `plan` and `hypothesis` say where it stands.
 
 They are declared like any tool, so that a verdict can be the result of a call: a rejected answer does not end the tool chain,
 and the family's history rule keeps the reasoning just when it is needed. The agent loop carries them out; their functions
 only state that.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from k2core.errors import ToolError
+from k2core.events import HypothesisStatus, StepStatus
 from k2core.interfaces import Answer, Claim, Tool
 from k2core.toolmaking import tool
 from k2core.tools import CONTROL_NAMES
 
-ANSWER, NOTE = CONTROL_NAMES
+ANSWER, NOTE, PLAN, HYPOTHESIS = CONTROL_NAMES
 
 
 # no docstring: it would become a description in the frozen declaration
@@ -33,9 +36,56 @@ def note(text: str) -> str:
     raise ToolError("note is carried out by the agent loop only")
 
 
-def control_tools() -> list[Tool]:
-    """Both control tools."""
-    return [answer, note]
+class StepArgument(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):  # noqa: D101
+    text: str
+    status: StepStatus = "todo"
+    after: list[int] = []
+    evidence: list[int] = []
+
+
+class PlanArguments(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):  # noqa: D101
+    steps: list[StepArgument]
+    reason: str = ""
+
+
+class HypothesisArguments(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):  # noqa: D101
+    status: HypothesisStatus
+    text: str = ""
+    number: int | None = None
+    evidence: list[int] = []
+    reason: str = ""
+
+
+@tool(effect="pure", control=True)
+def plan(steps: list[StepArgument], reason: str = "") -> str:
+    """State the plan, all its steps in order, or how far it is by now.
+
+    Args:
+        steps: `after` are numbers of steps, from 1, `evidence` numbers of calls.
+        reason: why the plan is another one than before.
+    """
+    raise ToolError("plan is carried out by the agent loop only")
+
+
+@tool(effect="pure", control=True)
+def hypothesis(
+    status: HypothesisStatus, text: str = "", number: int | None = None, evidence: list[int] | None = None, reason: str = ""
+) -> str:
+    """Propose a hypothesis, or say what became of one.
+
+    Args:
+        status: supported and refuted need evidence.
+        text: what is supposed.
+        number: of a hypothesis that was proposed before.
+        evidence: numbers of the calls that speak for or against it.
+        reason: why.
+    """
+    raise ToolError("hypothesis is carried out by the agent loop only")
+
+
+def control_tools(names: Sequence[str] = (ANSWER, NOTE)) -> list[Tool]:
+    """The control tools of these names; without names, those that every model is told of."""
+    return [one for one in (answer, note, plan, hypothesis) if one.name in names]
 
 
 def answer_from_arguments(arguments: dict[str, object]) -> Answer:

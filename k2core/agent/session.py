@@ -8,7 +8,7 @@ This is the Python API's front door::
         print(session.agent.run("What is 23 times 47?").answer.text)
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define, evolve, field
 
 from k2core.agent.choice import Choice
-from k2core.agent.control import control_tools
+from k2core.agent.control import ANSWER, NOTE, control_tools
 from k2core.agent.journal import Journal, default_path
 from k2core.agent.loop import Agent
 from k2core.agent.placement import is_at, load_model, open_model, usable
@@ -33,7 +33,7 @@ from k2core.interfaces import (
     ToolContext,
 )
 from k2core.plugins import Plugins
-from k2core.tools import RESULT_LIMIT, Registry
+from k2core.tools import CONTROL_NAMES, RESULT_LIMIT, Registry
 
 if TYPE_CHECKING:
     from k2core.engine.switch import SwitchReport
@@ -92,9 +92,9 @@ class Session:
         cls, choice: Choice, plugins: Plugins, model: ChatModel | None, progress: Progress | None, opened: ExitStack
     ) -> "Session":
         context = tool_context(choice, opened)
-        registry_tools = tools_in(plugins, choice, context)
         chat = model or open_model(plugins, choice, progress=progress)
         opened.callback(chat.close)
+        registry_tools = tools_in(plugins, choice, context, chat.profile.controls)
         options = GenerateOptions(
             max_tokens=choice.max_tokens,
             temperature=chat.profile.temperature if choice.temperature is None else choice.temperature,
@@ -243,11 +243,19 @@ def session_tools(plugins: Plugins, choice: Choice, closing: ExitStack) -> list[
     return tools_in(plugins, choice, tool_context(choice, closing))
 
 
-def tools_in(plugins: Plugins, choice: Choice, context: ToolContext) -> list[Any]:
-    """Control tools and the tools that *choice* names, made in *context*."""
-    control = control_tools()
-    fixed = {one.name for one in control}
-    wanted: Iterable[str] | None = None if choice.tools is None else [name for name in choice.tools if name not in fixed]
+def tools_in(plugins: Plugins, choice: Choice, context: ToolContext, controls: Sequence[str] | None = ()) -> list[Any]:
+    """Control tools and the tools that *choice* names, made in *context*.
+
+    Args:
+        plugins: where they come from.
+        choice: names them.
+        context: what their factories may ask for.
+        controls: control tools beside `answer` and `note`; None is all.
+    """
+    control = control_tools(CONTROL_NAMES if controls is None else (ANSWER, NOTE, *controls))
+    wanted: Iterable[str] | None = None
+    if choice.tools is not None:
+        wanted = [name for name in choice.tools if name not in CONTROL_NAMES]
     return control + plugins.tools(context, wanted)
 
 

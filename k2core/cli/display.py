@@ -15,12 +15,14 @@ from k2core.events import (
     CallDecided,
     DecisionNeeded,
     Event,
+    HypothesisStated,
     LimitsChanged,
     Live,
     MessageAdded,
     ModelSwitched,
     NoteKept,
     Partial,
+    PlanMade,
     ResultsHidden,
     RunEnded,
     RunResumed,
@@ -47,6 +49,13 @@ _MARKS = {
     "unchecked": ("unchecked", "dim"),
     "unsupported": ("wrong", "red"),
     "refuted": ("wrong", "red"),
+}
+_STEPS = {
+    "todo": ("[ ]", "dim"),
+    "doing": ("[>]", "cyan"),
+    "done": ("[x]", "green"),
+    "failed": ("[!]", "red"),
+    "dropped": ("[-]", "dim"),
 }
 STATUS_STYLE = {
     "answered": "green",
@@ -127,6 +136,17 @@ class Display:
             told = "" if event.same_prompt else "; it waited for this question, whose prompt begins anew"
             line = f"{event.what} {event.name} is carried out by {event.new} from here on (before: {event.old}){told}"
             self._block(sequence, "swap", [(line, "")], "bold")
+        elif isinstance(event, PlanMade):
+            reason = f"  because {event.reason}" if event.reason else ""
+            self._block(sequence, "plan", [(f"{counted(len(event.steps), 'step')}{reason}", "dim")], "cyan")
+            for number, step in enumerate(event.steps, start=1):
+                mark, style = _STEPS[step.status]
+                after = f"  after {', '.join(map(str, step.after))}" if step.after and self.whole else ""
+                self.screen.block("", [(f"{mark} {number} ", style), (one_line(step.text, 200), ""), (after, "dim")])
+        elif isinstance(event, HypothesisStated):
+            told = f"{event.number} {event.status}: {one_line(event.text, 200)}"
+            why = f"  {one_line(event.reason, 200)}" if event.reason else ""
+            self._block(sequence, "suppose", [(told, ""), (why, "dim")], "cyan")
         elif isinstance(event, Stalled):
             first, last = (event.calls or (0,))[0], (event.calls or (0,))[-1]
             done = {

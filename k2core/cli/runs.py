@@ -119,6 +119,25 @@ def files(app: App, run: str, folder: str | None, store: str | None, as_json: bo
     print_table(("call", "file", "bytes", "content"), rows, "No call of this run brought a file out.")
 
 
+@runs.command()
+@click.argument("run", default="last")
+@store_option
+@json_option
+@click.pass_obj
+def graph(app: App, run: str, store: str | None, as_json: bool) -> None:
+    """How RUN's questions, plan, hypotheses, calls, evidence and claims hang together: a Mermaid flowchart, or JSON."""
+    from k2core.agent.graph import graph_of
+    from k2core.agent.journal import Journal
+
+    with Journal.open(app.settings(store=store)["store"]) as journal:
+        events = journal.events(run)
+    found = graph_of(events)
+    if as_json:
+        emit({"run": events[0].run, **found.to_json()})
+        return
+    click.echo(found.mermaid(), nl=False)
+
+
 def _budgets(command: Any) -> Any:
     for option in reversed(budget_options()):
         command = option(command)

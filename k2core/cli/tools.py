@@ -43,6 +43,7 @@ def list_tools(app: App, as_json: bool) -> None:
     from k2core.agent.control import control_tools
     from k2core.interfaces import Tool
     from k2core.registration import IMPLEMENTATION
+    from k2core.tools import CONTROL_NAMES
 
     found: list[dict[str, Any]] = [
         {
@@ -53,7 +54,7 @@ def list_tools(app: App, as_json: bool) -> None:
             "control": True,
             "state": "",
         }
-        for one in control_tools()
+        for one in control_tools(CONTROL_NAMES)
     ]
     for entry in app.plugins().entries("tool"):
         control = isinstance(entry.target, Tool) and entry.target.control
@@ -239,9 +240,10 @@ def _tool(
     from k2core.agent.session import Choice, tool_context
     from k2core.agent.swapping import entry_of, tool_of
     from k2core.errors import UnknownName
+    from k2core.tools import CONTROL_NAMES
 
     settings = app.settings(**given)
-    plugins, control = app.plugins(), {one.name: one for one in control_tools()}
+    plugins, control = app.plugins(), {one.name: one for one in control_tools(CONTROL_NAMES)}
     if name in control:
         return control[name], "k2core"
     known = plugins.names("tool")

@@ -27,6 +27,7 @@ from k2core.events.answers import AnswerGiven, AnswerStatus, BudgetReached, Clai
 from k2core.events.base import EVENT_FORMAT, Journalled
 from k2core.events.calls import Artefact, CallDecided, Decision, DecisionNeeded, ToolAgain, ToolIntent, ToolReturned
 from k2core.events.memory import NoteKept, ResultsHidden, Stalled, StepsLeftOut
+from k2core.events.planning import HypothesisStated, HypothesisStatus, PlanMade, PlanStep, StepStatus
 from k2core.events.run import (
     LimitsChanged,
     MessageAdded,
@@ -43,10 +44,10 @@ from k2core.messages import Delta
 
 __all__ = [
     "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "CallDecided", "ClaimEvidence",
-    "Decision", "DecisionNeeded", "Event", "Journalled", "Known", "LimitsChanged", "Live", "MessageAdded", "ModelSwitched",
-    "NoteKept", "Part", "Partial", "ResultsHidden", "RunEnded", "RunResumed", "RunStarted", "Stalled", "StatusLine",
-    "StepsLeftOut", "Stored", "Swapped", "ToolAgain", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven",
-    "Warned", "event_from_json",
+    "Decision", "DecisionNeeded", "Event", "HypothesisStated", "HypothesisStatus", "Journalled", "Known", "LimitsChanged",
+    "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part", "Partial", "PlanMade", "PlanStep", "ResultsHidden", "RunEnded",
+    "RunResumed", "RunStarted", "Stalled", "StatusLine", "StepStatus", "StepsLeftOut", "Stored", "Swapped", "ToolAgain",
+    "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
 ]  # fmt: skip
 
 
@@ -83,6 +84,8 @@ Event = (
     | NoteKept
     | ResultsHidden
     | StepsLeftOut
+    | PlanMade
+    | HypothesisStated
     | Stalled
     | VerdictGiven
     | BudgetReached

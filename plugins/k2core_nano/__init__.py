@@ -15,6 +15,7 @@ PROFILE = ModelProfile(
     context=2048,
     system="You are k2core nano. Think, call tools, check what comes back, answer with evidence.",
     temperature=0.0,
+    controls=(),
     description="embedded K2-architecture model: arithmetic and look-ups, with checks",
 )
 

@@ -12,10 +12,10 @@ from attrs import evolve
 from structlog.testing import capture_logs
 
 from k2core import hookimpl, tool
-from k2core.agent.control import control_tools
 from k2core.errors import PluginError, UnknownName, UsageError
 from k2core.interfaces import Tool, ToolContext
 from k2core.plugins import GROUP, Plugins
+from k2core.tools import CONTROL_NAMES
 
 
 @tool(effect="pure")
@@ -272,7 +272,7 @@ def test_a_verifier_that_cannot_be_made_is_left_out() -> None:
     assert plugins.reports[0].reason == "cannot make verifier 'unmade' of plugin 'late': RuntimeError: no luck"
 
 
-@pytest.mark.parametrize("name", [one.name for one in control_tools()])
+@pytest.mark.parametrize("name", CONTROL_NAMES)
 def test_names_of_control_tools_are_reserved(name: str) -> None:
     """A plugin cannot take the place of a tool that the agent loop carries out, by object or by path."""
     for thing in (evolve(shout, name=name), "no_such_module:thing"):

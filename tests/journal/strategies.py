@@ -108,6 +108,27 @@ by_kind = {
         by=st.sampled_from(["user", "tool"]),
         text=words,
     ),
+    "plan.made": st.builds(
+        events.PlanMade,
+        steps=_tuples(
+            st.builds(
+                events.PlanStep,
+                text=words,
+                status=st.sampled_from(["todo", "doing", "done", "failed", "dropped"]),
+                after=_tuples(counts),
+                evidence=_tuples(counts),
+            )
+        ),
+        reason=words,
+    ),
+    "hypothesis": st.builds(
+        events.HypothesisStated,
+        number=counts,
+        text=words,
+        status=st.sampled_from(["proposed", "testing", "supported", "refuted", "dropped"]),
+        evidence=_tuples(counts),
+        reason=words,
+    ),
     "stalled": st.builds(
         events.Stalled,
         action=st.sampled_from(["steer", "roll-back", "stop"]),
