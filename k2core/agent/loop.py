@@ -32,7 +32,7 @@ from k2core.agent.swaps import Swaps
 from k2core.agent.thinking import interrupted, think
 from k2core.agent.work import Work
 from k2core.errors import InputError, JournalError, K2Error
-from k2core.events import Live, RunEnded, Stored
+from k2core.events import Live, RunEnded, RunStarted, Stored
 from k2core.interfaces import ChatModel, GenerateOptions, Prices, Verifier
 from k2core.tools import Registry
 
@@ -72,12 +72,13 @@ class Agent:
     def __attrs_post_init__(self) -> None:
         self.swaps.told = self.write_swaps
 
-    async def stream(self, question: str, *, run: str | None = None) -> AsyncIterator[Stored | Live]:
+    async def stream(self, question: str, *, run: str | None = None, as_run: str | None = None) -> AsyncIterator[Stored | Live]:
         """Work on *question* and yield what happens.
 
         Args:
             question: the user's text.
             run: a run to continue; None starts a new one.
+            as_run: id of the new run, from `Journal.start_run`; None makes one.
 
         Raises:
             InputError: the question is empty.
@@ -85,7 +86,7 @@ class Agent:
         """
         if not question.strip():
             raise InputError('the question is empty. Give one, e.g. k2 run "What is 23 times 47?"')
-        async with contextlib.aclosing(self._worked_on(lambda work: work.begin(question, run))) as items:
+        async with contextlib.aclosing(self._worked_on(lambda work: work.begin(question, run, as_run))) as items:
             async for item in items:
                 yield item
 
@@ -145,6 +146,19 @@ class Agent:
             with contextlib.suppress(JournalError):  # an unreleased lease lapses
                 await asyncio.shield(work.leave())
             self.write_swaps()
+
+    def started(self, question: str, **options: Any) -> RunStarted:
+        """What a run on *question* begins with; *options* are recorded beside what it is made of."""
+        work = Work(
+            model=self.model,
+            tools=self.tools,
+            verifiers=self.verifiers,
+            journal=self.journal,
+            options=self.options,
+            budget=Budget(limits=self.limits),
+            made_of={**self.made_of, **options},
+        )
+        return work.run_started(question)
 
     def write_swaps(self) -> None:
         """Write what was swapped or refused between two questions into the run of the last one.

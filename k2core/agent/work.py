@@ -109,12 +109,12 @@ class Work:
     ended: bool = False
     lease: Lease | None = None
 
-    async def begin(self, question: str, run: str | None) -> list[Stored]:
-        """Start a run, or continue *run*, and put the question into the conversation."""
+    async def begin(self, question: str, run: str | None, as_run: str | None = None) -> list[Stored]:
+        """Start a run, as *as_run* where that is given, or continue *run*, and put the question into the conversation."""
         fresh: list[Event] = []
-        await self._take(self.journal.start_run() if run is None else self.journal.find_run(run))
+        await self._take((as_run or self.journal.start_run()) if run is None else self.journal.find_run(run))
         if run is None:
-            fresh.append(self._run_started(question))
+            fresh.append(self.run_started(question))
             fresh.append(MessageAdded(role="system", content=self.model.profile.system or SYSTEM))
         stored = await self.append(*fresh, MessageAdded(role="user", content=question))
         stored += await self.record()
@@ -266,7 +266,8 @@ class Work:
         """What the question cost so far, as `RunEnded` has it."""
         return {"seconds": round(self.budget.seconds, 3), "tokens": self.budget.tokens, "calls": self.budget.calls}
 
-    def _run_started(self, question: str) -> RunStarted:
+    def run_started(self, question: str) -> RunStarted:
+        """What the run begins with."""
         declarations = json.dumps(self.tools.declarations(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         limits, options = self.budget.limits, self.options
         return RunStarted(

@@ -54,6 +54,8 @@ def work_on(
             if display is not None and getattr(error, "run", None):
                 display.screen.block("show", [(asking.show_command(error.run, store), "dim")], "dim")  # type: ignore[attr-defined]
             raise
+        if display is not None:
+            asking.remember_chosen(display, session.agent.journal, asked.events)
     if asked.cancelled:
         if as_json:
             emit({"error": "interrupted", "kind": "Interrupted", "run": asked.run})

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import json
 import shlex
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from attrs import asdict, define, field
 
 from k2core.agent import ledger
+from k2core.agent.journal import Journal
 from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
 from k2core.cli.display import Display
@@ -19,7 +20,7 @@ from k2core.cli.settings import Value
 from k2core.cli.streams import Caught, strangers_code
 from k2core.cli.text import counted, joined
 from k2core.errors import K2Error
-from k2core.events import Live, Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
+from k2core.events import Live, PathChosen, PathEnded, Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
 from k2core.messages import Usage
 from k2core.plugins import Plugins
 
@@ -144,6 +145,11 @@ def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str,
             for number, claim in enumerate(answer.claims)
         ],
         "calls": calls,
+        "paths": [
+            {"path": one.path, "run": one.run, "status": one.status, "answer": one.text, "key": one.key}
+            for one in events
+            if isinstance(one, PathEnded)
+        ],
         "verdict": None
         if not verdicts
         else {
@@ -231,6 +237,14 @@ def decide_commands(asked: Asked, store: Value) -> list[str]:
         for index, state in ledger.waiting(asked.events).items()
         if state.needed is not None
     ]
+
+
+def remember_chosen(display: Display, journal: Journal, events: Sequence[Stored]) -> None:
+    """Where a question was worked on by several paths, know the calls of the one whose answer is given."""
+    runs = {one.event.path: one.event.run for one in events if isinstance(one.event, PathEnded)}
+    for stored in events:
+        if isinstance(stored.event, PathChosen):
+            display.remember(journal.known(runs[stored.event.path]))
 
 
 def final_result(asked: Asked) -> RunResult:

@@ -22,6 +22,8 @@ from k2core.events import (
     ModelSwitched,
     NoteKept,
     Partial,
+    PathChosen,
+    PathEnded,
     PlanMade,
     ResultsHidden,
     RunEnded,
@@ -136,6 +138,13 @@ class Display:
             told = "" if event.same_prompt else "; it waited for this question, whose prompt begins anew"
             line = f"{event.what} {event.name} is carried out by {event.new} from here on (before: {event.old}){told}"
             self._block(sequence, "swap", [(line, "")], "bold")
+        elif isinstance(event, PathEnded):
+            told = one_line(event.text, 200) or "no answer"
+            spans = [(f"{event.status} ", STATUS_STYLE.get(event.status, "")), (told, ""), (f"  {event.run}", "dim")]
+            self._block(sequence, f"path {event.path}", spans, "cyan")
+        elif isinstance(event, PathChosen):
+            others = f", and {counted(len(event.agreeing), 'other')} agree" if event.agreeing else ""
+            self._block(sequence, "chosen", [(f"path {event.path}, by {event.why}{others}", "")], "cyan")
         elif isinstance(event, PlanMade):
             reason = f"  because {event.reason}" if event.reason else ""
             self._block(sequence, "plan", [(f"{counted(len(event.steps), 'step')}{reason}", "dim")], "cyan")

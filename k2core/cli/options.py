@@ -62,6 +62,8 @@ def session_options(*, goes_on: bool = True) -> Callable[[F], F]:
         click.option("--cache-mb", type=int, metavar="N", help="Limit of the model's cache memory."),
         click.option("--effort", metavar="LEVEL", help="Budgets: low, medium (the default), high, max."),
         *budget_options(),
+        click.option("--paths", type=int, metavar="N", help="Several trajectories, their answers merged."),
+        click.option("--paths-temperature", type=float, metavar="X", help="Of all paths but the first."),
         click.option("--price-prompt", type=float, metavar="X", help="Price of a million prompt tokens."),
         click.option("--price-cached", type=float, metavar="X", help="Price of a million prompt tokens that were cached."),
         click.option("--price-generated", type=float, metavar="X", help="Price of a million generated tokens."),

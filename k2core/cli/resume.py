@@ -23,6 +23,8 @@ def resume(ctx: click.Context, app: App, /, name: str, as_json: bool, **flags: A
     the run waits for k2 runs decide. Exit codes are those of k2 run.
     """
     from k2core.agent.journal import Journal
+    from k2core.agent.loop import Agent
+    from k2core.agent.paths import Paths, paths_of
     from k2core.agent.resuming import of_question, see_unfinished
     from k2core.cli import answering
     from k2core.cli.run_settings import settings_of_run
@@ -35,5 +37,11 @@ def resume(ctx: click.Context, app: App, /, name: str, as_json: bool, **flags: A
     settings = settings_of_run(settings, events)
     choice, _ = choice_of(settings, app.plugins(), run)
     before = of_question(events)
-    code = answering.work_on(app, settings, choice, lambda agent: agent.resume(run), known=run, before=before, as_json=as_json)
-    ctx.exit(code)
+    paths = paths_of(events)
+
+    def stream(agent: Agent) -> Any:
+        if paths:
+            return Paths(agent=agent, count=paths, temperature=settings["paths_temperature"]).resume(run)
+        return agent.resume(run)
+
+    ctx.exit(answering.work_on(app, settings, choice, stream, known=run, before=before, as_json=as_json))

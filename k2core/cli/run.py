@@ -26,9 +26,21 @@ def run(ctx: click.Context, app: App, /, question: tuple[str, ...], as_json: boo
     settings = app.settings(**flags)
     choice, full = choice_of(settings, app.plugins(), run)
 
+    from k2core.agent.loop import Agent
+    from k2core.agent.paths import Paths
     from k2core.cli import answering
+    from k2core.errors import InputError
 
-    ctx.exit(answering.work_on(app, settings, choice, lambda agent: agent.stream(text, run=full), known=full, as_json=as_json))
+    paths = settings["paths"]
+    if paths > 1 and full is not None:
+        raise InputError("cannot go on with a run on several paths: leave --continue out, or --paths")
+
+    def stream(agent: Agent) -> Any:
+        if paths > 1:
+            return Paths(agent=agent, count=paths, temperature=settings["paths_temperature"]).stream(text)
+        return agent.stream(text, run=full)
+
+    ctx.exit(answering.work_on(app, settings, choice, stream, known=full, as_json=as_json))
 
 
 def question_text(words: tuple[str, ...]) -> str:

@@ -56,6 +56,7 @@ def show(app: App, run: str, no_reasoning: bool, store: str | None, as_json: boo
     The numbers in front are those of the journal's events; its hash chain is checked on the way.
     """
     from k2core.agent.journal import Journal
+    from k2core.cli.asking import remember_chosen
     from k2core.cli.display import Display
     from k2core.cli.screen import LOG_LABEL, screen_on
 
@@ -67,6 +68,8 @@ def show(app: App, run: str, no_reasoning: bool, store: str | None, as_json: boo
         return
     reasoning = settings["reasoning"] and not no_reasoning
     display = Display(screen=screen_on(sys.stdout, label_width=LOG_LABEL), reasoning=reasoning, whole=True)
+    with Journal.open(settings["store"]) as journal:
+        remember_chosen(display, journal, events)
     display.screen.block("     run", [(events[0].run, "bold"), (f"  began {events[0].time}", "dim")], "bold")
     for stored in events:
         display.show(stored)

@@ -103,6 +103,17 @@ KEYS: tuple[Key, ...] = (
     Key(name="thinking_tokens", kind="whole number", least=1, help="budget of thinking per question"),
     Key(name="seconds", kind="number", least=0.001, help="budget of wall time per question"),
     Key(name="cost", kind="number", least=1e-9, help="budget of cost per question, in the currency of the prices"),
+    Key(
+        name="paths",
+        kind="whole number",
+        default=1,
+        least=1,
+        most=64,
+        help="trajectories of one question, whose answers are merged",
+    ),
+    Key(
+        name="paths_temperature", kind="number", default=0.7, least=0, help="of all paths but the first, where the model's is 0"
+    ),
     Key(name="price_prompt", kind="number", least=0, help="of a million prompt tokens that were not cached"),
     Key(name="price_cached", kind="number", least=0, help="of a million prompt tokens that were cached"),
     Key(name="price_generated", kind="number", least=0, help="of a million generated tokens"),

@@ -27,6 +27,7 @@ from k2core.events.answers import AnswerGiven, AnswerStatus, BudgetReached, Clai
 from k2core.events.base import EVENT_FORMAT, Journalled
 from k2core.events.calls import Artefact, CallDecided, Decision, DecisionNeeded, ToolAgain, ToolIntent, ToolReturned
 from k2core.events.memory import NoteKept, ResultsHidden, Stalled, StepsLeftOut
+from k2core.events.paths import PathChosen, PathEnded, PathStarted
 from k2core.events.planning import HypothesisStated, HypothesisStatus, PlanMade, PlanStep, StepStatus
 from k2core.events.run import (
     LimitsChanged,
@@ -45,9 +46,10 @@ from k2core.messages import Delta
 __all__ = [
     "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "CallDecided", "ClaimEvidence",
     "Decision", "DecisionNeeded", "Event", "HypothesisStated", "HypothesisStatus", "Journalled", "Known", "LimitsChanged",
-    "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part", "Partial", "PlanMade", "PlanStep", "ResultsHidden", "RunEnded",
-    "RunResumed", "RunStarted", "Stalled", "StatusLine", "StepStatus", "StepsLeftOut", "Stored", "Swapped", "ToolAgain",
-    "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
+    "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part", "Partial", "PathChosen", "PathEnded", "PathStarted",
+    "PlanMade", "PlanStep", "ResultsHidden", "RunEnded", "RunResumed", "RunStarted", "Stalled", "StatusLine", "StepStatus",
+    "StepsLeftOut", "Stored", "Swapped", "ToolAgain", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven",
+    "Warned", "event_from_json",
 ]  # fmt: skip
 
 
@@ -84,6 +86,9 @@ Event = (
     | NoteKept
     | ResultsHidden
     | StepsLeftOut
+    | PathStarted
+    | PathEnded
+    | PathChosen
     | PlanMade
     | HypothesisStated
     | Stalled

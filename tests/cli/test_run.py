@@ -24,6 +24,7 @@ KEYS = {
     "claims",
     "calls",
     "partial",
+    "paths",
     "verdict",
     "tokens",
     "reasoning_tokens",
