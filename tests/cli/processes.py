@@ -86,6 +86,24 @@ def blob(text: bool) -> bytes:
     return "grün".encode() if text else b"\\xff\\xfe\\x00"
 
 
+@tool(timeout_s=60)
+def pay(amount: int) -> str:
+    """Pay; the first time it takes a minute until the bank says so."""
+    with open(os.environ["PAID"], "a") as book:
+        book.write(f"{amount}\\n")
+    with open(os.environ["PAID"]) as book:
+        if len(book.readlines()) == 1:
+            time.sleep(50)
+    return f"{amount} paid"
+
+
+def pays(messages):
+    called = sum(len(one.tool_calls) for one in messages)
+    if called == 0:
+        return call_turn(0, "pay", reasoning="It is due.", amount=7)
+    return call_turn(called, "answer", claims=[{"evidence": [0], "text": "7 paid"}], text="7 paid.")
+
+
 class NumbersSeen:
     """Every number of the answer is in a result."""
 
@@ -179,6 +197,7 @@ SCRIPTS = {
         ),
         call_turn(2, "answer", claims=[{"evidence": [], "text": "Done."}], text="Done."),
     ],
+    "pays": lambda: [pays] * 9,
     "below": lambda: bad("below", text="x"),
     "twice": lambda: [*product(), call_turn(2, "answer", claims=CLAIMS, text="Still 1081.")],
 }
@@ -230,7 +249,7 @@ os.write(1, b"and below")
 
 @hookimpl
 def register_tools(register):
-    for one in (multiply, loud, raises, hangs, huge, blob, below):
+    for one in (pay, multiply, loud, raises, hangs, huge, blob, below):
         register(one)
 
 
