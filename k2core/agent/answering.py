@@ -95,6 +95,8 @@ def _is_final(work: Work, verdict: Verdict) -> bool:
 
 async def _nudge(work: Work, turn: TurnEnded) -> AsyncIterator[Stored]:
     """Tell the model that its turn said nothing; when it goes on like that, wind down."""
+    if work.budget.near() is not None:
+        return  # that is why it was cut; the next step says so
     work.silences += 1
     limit = work.options.max_tokens
     what = f"was cut at its limit of {limit} tokens" if turn.finish_reason == "length" else "was empty"

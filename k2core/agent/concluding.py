@@ -20,12 +20,20 @@ LAST_WORDS = 3  # turns in which the model may conclude once a budget is nearly 
 async def conclude(work: Work, answer: Answer, verdict: Verdict, *, write_message: bool) -> list[Stored]:
     """The answer is final: verified, or marked with what it lacks."""
     status, reason = outcome(answer, verdict, projection.trajectory(work.events))
-    evidence, partial = _evidence(verdict), None
-    if work.winding is not None and status != "declined":
-        reason = "; ".join(filter(None, (str(work.winding), reason)))
-        status, partial = "partial", _sorted_out(answer, evidence, not_attempted(work.events))
+    evidence = _evidence(verdict)
+    if work.winding is None:
+        given = AnswerGiven(text=answer.text, claims=answer.claims, status=status, reason=reason, evidence=evidence)
+        return await work.end(given, write_message=write_message)
+    if status != "answered":  # what was found counts more than what the model makes of it in a hurry
+        return await work.end(_found(work, work.winding, tuple(claim.text for claim in answer.claims)), write_message=True)
+    partial = _sorted_out(answer, evidence, not_attempted(work.events))
     given = AnswerGiven(
-        text=answer.text, claims=answer.claims, status=status, reason=reason, evidence=evidence, partial=partial
+        text=answer.text,
+        claims=answer.claims,
+        status="partial",
+        reason=str(work.winding),
+        evidence=evidence,
+        partial=partial,
     )
     return await work.end(given, write_message=write_message)
 
@@ -44,6 +52,12 @@ async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
     if isinstance(why, Reached) and not _is_told(work, why):
         for stored in await work.append(BudgetReached(which=why.which, limit=float(why.limit), used=float(why.used))):
             yield stored
+    for stored in await work.end(_found(work, why), write_message=True):
+        yield stored
+
+
+def _found(work: Work, why: Reached | str, unverified: tuple[str, ...] = ()) -> AnswerGiven:
+    """The newest results as an answer."""
     found = [one for one in projection.trajectory(work.events).observations if one.ok][-KNOWN:]
     known = tuple(
         Known(text=f"{one.tool} {in_words(one.arguments)}: {_first_line(one.text)}", events=(one.event,)) for one in found
@@ -52,10 +66,9 @@ async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
     if known:
         lines += ["Known so far:", *(f"- {one.text}" for one in known)]
     status: AnswerStatus = "partial" if isinstance(why, Reached) or known else "failed"
-    partial = Partial(known=known, not_attempted=not_attempted(work.events)) if status == "partial" else None
-    given = AnswerGiven(text="\n".join(lines), status=status, reason=str(why), partial=partial)
-    for stored in await work.end(given, write_message=True):
-        yield stored
+    partial = Partial(known=known, unverified=unverified, not_attempted=not_attempted(work.events))
+    text = "\n".join(lines)
+    return AnswerGiven(text=text, status=status, reason=str(why), partial=partial if status == "partial" else None)
 
 
 def _is_of(event: object, near: BudgetReached) -> bool:

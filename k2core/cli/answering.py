@@ -76,5 +76,5 @@ def _next(result: RunResult, asked: asking.Asked, settings: Settings) -> list[st
     store = settings.values["store"]
     if result.status == "waiting":
         return [*asking.decide_commands(asked, store), asking.resume_command(result.run, store)]
-    more = [asking.resume_command(result.run, store) + " --calls 100"] if result.status == "partial" else []
+    more = [f"{asking.resume_command(result.run, store)} {flag}" for flag in asking.larger_budget(asked)]
     return [asking.show_command(result.run, store), *more, asking.continue_command(result.run, store)]

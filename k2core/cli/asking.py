@@ -15,12 +15,13 @@ from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
 from k2core.cli.display import Display
 from k2core.cli.hits import told_hits
+from k2core.cli.limits import LIMITS
 from k2core.cli.output import print_text
 from k2core.cli.settings import Value
 from k2core.cli.streams import Caught, strangers_code
 from k2core.cli.text import counted, joined
 from k2core.errors import K2Error
-from k2core.events import Live, PathChosen, PathEnded, Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
+from k2core.events import BudgetReached, Live, PathChosen, PathEnded, Stored, ToolIntent, ToolReturned, TurnEnded, VerdictGiven
 from k2core.messages import Usage
 from k2core.plugins import Plugins
 
@@ -228,6 +229,13 @@ def continue_command(run: str, store: Value) -> str:
 def resume_command(run: str, store: Value) -> str:
     """The command that resumes a run."""
     return f"k2 resume {run}{_store(store)}"
+
+
+def larger_budget(asked: Asked) -> list[str]:
+    """The flag that doubles the budget which ended the work, where one did."""
+    reached = [one.event for one in asked.events if isinstance(one.event, BudgetReached)]
+    flags = {budget: f"--{name.replace('_', '-')}" for name, budget in LIMITS.items()}
+    return [f"{flags[one.which]} {2 * one.limit:g}" for one in reached[-1:] if one.which in flags]
 
 
 def decide_commands(asked: Asked, store: Value) -> list[str]:
