@@ -87,6 +87,11 @@ class Reached:
     used: float
     near: bool = False
 
+    @property
+    def flag(self) -> str:
+        """Twice as much of it, on the command line."""
+        return f"{self.which.replace('reasoning', 'thinking').replace('_', '-')} {2 * self.limit:g}"
+
     def __str__(self) -> str:
         what = self.which.replace("_", " ")
         unit = what.removesuffix("s") if self.limit == 1 else what

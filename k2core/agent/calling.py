@@ -69,7 +69,7 @@ def _not_again(work: Work, call: ToolCall) -> ToolResult:
     """What a call is answered with that may not be made in this turn: the log knows its result, or it is refused."""
     before = work.progress.before(call.name, call.arguments)
     if before is None:
-        line = f"error: not run: {call.name} brought nothing new. Use another tool, or call answer"
+        line = f"error: not made: {call.name} brought nothing new. Use another tool, or call answer"
         return ToolResult(text=line, ok=False, details={NOT_MADE: None})
     number, text = before
     return ToolResult(text=text, ok=not text.startswith("error: "), details={NOT_MADE: number})

@@ -7,10 +7,21 @@ from k2core.agent import projection
 from k2core.agent.budget import Reached
 from k2core.agent.planning import not_attempted
 from k2core.agent.prompts import CONCLUDE
-from k2core.agent.resuming import of_question
+from k2core.agent.resuming import since_resumed
 from k2core.agent.verify import outcome
 from k2core.agent.work import Work
-from k2core.events import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, Known, Partial, RunEnded, RunResumed, Stored
+from k2core.events import (
+    AnswerGiven,
+    AnswerStatus,
+    BudgetReached,
+    ClaimEvidence,
+    Known,
+    MessageAdded,
+    Partial,
+    RunEnded,
+    RunResumed,
+    Stored,
+)
 from k2core.interfaces import Answer, Verdict
 
 KNOWN = 10  # results that an unfinished answer tells at most
@@ -42,9 +53,12 @@ async def ask_to_conclude(work: Work, near: Reached) -> list[Stored]:
     """Tell the model that only the reserve of a budget is left, unless the log says that it was told."""
     work.winding, work.words = near, LAST_WORDS
     event = BudgetReached(which=near.which, limit=float(near.limit), used=float(near.used), near=True)
-    if any(_is_of(one.event, event) for one in of_question(work.events)):
-        return []
-    return [*await work.append(event), await work.say(CONCLUDE.format(why=near))]
+    since = since_resumed(work.events)
+    at = next((place for place, one in enumerate(since) if _is_of(one.event, event)), None)
+    if at is None:
+        return [*await work.append(event), await work.say(CONCLUDE.format(why=near))]
+    is_said = any(isinstance(one.event, MessageAdded) and one.event.role == "system" for one in since[at:])
+    return [] if is_said else [await work.say(CONCLUDE.format(why=near))]
 
 
 async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:

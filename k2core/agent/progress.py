@@ -19,7 +19,7 @@ from typing import Any
 
 from attrs import define, field
 
-from k2core.events import MessageAdded, Stalled, Stored, ToolIntent, ToolReturned
+from k2core.events import MessageAdded, RunResumed, Stalled, Stored, ToolIntent, ToolReturned
 from k2core.interfaces import Effect
 
 STEER, ROLL_BACK, STOP = 2.0, 4.0, 6.0
@@ -60,6 +60,8 @@ class Progress:
                 intents[event.index] = event
             elif isinstance(event, ToolReturned) and event.index in intents:
                 progress.see(intents[event.index], event)
+            elif isinstance(event, RunResumed) and event.without:
+                progress.idle = progress.told = 0.0
             elif isinstance(event, Stalled):
                 progress.told = max(progress.told, event.idle)
         return progress

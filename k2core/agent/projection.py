@@ -36,9 +36,9 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
     """
     events = list(events)
     hidden = {one for stored in events if isinstance(stored.event, ResultsHidden) for one in stored.event.calls}
-    unseen = gone(events)
+    unseen, dropped = gone(events), _dropped(events)
     called = 0  # so far
-    is_heard = False  # the last message is what was heard of an interrupted turn
+    is_heard = False  # the last message is of an interrupted turn, or of an interrupted end
     out: list[Message] = []
     open_calls: list[ToolCall] = []
 
@@ -50,21 +50,25 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
     for stored in events:
         event = stored.event
         if isinstance(event, MessageAdded):
-            is_heard = False
+            if stored.sequence in dropped:
+                continue
+            is_heard = event.role == "assistant"  # until its answer follows
             close()
             out.append(event.message())
+        elif isinstance(event, AnswerGiven):
+            is_heard = False
         elif isinstance(event, TurnEnded):
             close()
             is_heard = event.finish_reason == "cancelled"
             numbers = range(called, called + len(event.calls))
             called += len(event.calls)
-            if event.calls and unseen.issuperset(numbers):
+            if stored.sequence in dropped or (event.calls and unseen.issuperset(numbers)):
                 continue
             out.append(event.message())
             open_calls.extend(event.calls)
         elif isinstance(event, RunResumed):
             if is_heard and out[-1].role == "assistant":
-                del out[-1]  # what was heard of an interrupted turn; it is generated again
+                del out[-1]  # it is generated again
         elif isinstance(event, ToolReturned):
             if event.index in unseen and not open_calls:
                 continue
@@ -79,13 +83,24 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
 
 def gone(events: Iterable[Stored]) -> frozenset[int]:
     """Numbers of the calls whose steps the model no longer sees."""
-    through, numbers = 0, set[int]()
+    events = list(events)
+    through, numbers, called, dropped = 0, set[int](), 0, _dropped(events)
     for stored in events:
-        if isinstance(stored.event, StepsLeftOut):
+        if isinstance(stored.event, TurnEnded):
+            if stored.sequence in dropped:
+                numbers.update(range(called, called + len(stored.event.calls)))
+            called += len(stored.event.calls)
+        elif isinstance(stored.event, StepsLeftOut):
             through = max(through, stored.event.through + 1)
         elif isinstance(stored.event, Stalled) and stored.event.action == "roll-back":
             numbers.update(stored.event.calls)
     return frozenset(numbers).union(range(through))
+
+
+def _dropped(events: Iterable[Stored]) -> frozenset[int]:
+    """Numbers of the events whose messages and turns are not shown since work went on with a larger budget."""
+    resumed = ((one.event.without, one.sequence) for one in events if isinstance(one.event, RunResumed))
+    return frozenset(number for first, last in resumed if first for number in range(first, last))
 
 
 def tool_message(call_id: str, name: str, text: str) -> Message:

@@ -1,4 +1,4 @@
-"""Texts of the framework for the model: the system text where it brings none of its own, and a word when work goes on."""
+"""Texts of the framework for the model: the system text where it brings none of its own, and what it is told on the way."""
 
 SYSTEM = """\
 You solve problems step by step with tools.
@@ -8,7 +8,6 @@ When you are done call `answer`: `text` is the answer for the user, and `claims`
 of the calls that support it (the number after the colon in functions.NAME:NUMBER). Every number and name in the answer must \
 come from a result or from the question. If your tools cannot answer it, say so in `answer` with no claims."""
 
-GO_ON = "Work on the question goes on. What you found before is still there; go on from it."
 
 ROLLED_BACK = "Calls {first} to {last} brought nothing new and are taken out. Try another way, or answer with what you know."
 

@@ -12,17 +12,20 @@ from attrs import frozen
 from k2core.errors import InputError
 from k2core.events import (
     AnswerGiven,
+    BudgetReached,
     MessageAdded,
     RunEnded,
     RunResumed,
     RunStarted,
     Stored,
     ToolIntent,
+    ToolReturned,
     TurnEnded,
     VerdictGiven,
 )
 from k2core.messages import Usage
 
+NOT_RUN = "error: not run: "  # what the result of a call says that was not made
 UNFINISHED = ("partial", "failed")  # answers that a larger budget, or another try, may better
 
 
@@ -54,6 +57,13 @@ def of_question(events: Sequence[Stored]) -> Sequence[Stored]:
         if isinstance(event, MessageAdded) and event.role == "user":
             return events[place:]
     return events
+
+
+def since_resumed(events: Sequence[Stored]) -> Sequence[Stored]:
+    """The events of the last question since work on it went on last with something left out."""
+    asked = of_question(events)
+    last = (place for place, one in enumerate(asked) if isinstance(one.event, RunResumed) and one.event.without)
+    return asked[max(last, default=0) :]
 
 
 def is_asked(events: Sequence[Stored]) -> bool:
@@ -100,10 +110,23 @@ def see_unfinished(run: str, events: Sequence[Stored]) -> None:
         )
 
 
+def concluding_from(events: Sequence[Stored]) -> int:
+    """Number of the event with which the model was told to conclude, or was concluded for it; 0 where it is still at work."""
+    answer = last_answer(events)
+    for stored in since_resumed(events):
+        if isinstance(stored.event, BudgetReached):
+            return stored.sequence
+        if isinstance(stored.event, MessageAdded) and stored.event.role == "assistant" and answer is not None:
+            return stored.sequence
+    return 0
+
+
 def last_turn(events: Sequence[Stored]) -> TurnEnded | None:
-    """The turn to act upon: the newest of the last question, unless it was interrupted or answered by a message."""
+    """The turn to act upon: the newest of the last question, unless it was interrupted, left out or answered by a message."""
     for stored in reversed(of_question(events)):
         event = stored.event
+        if isinstance(event, RunResumed) and event.without:
+            return None
         if isinstance(event, TurnEnded):
             return None if event.finish_reason == "cancelled" else event
         if isinstance(event, MessageAdded) and event.role != "assistant":
@@ -123,13 +146,17 @@ def spent(events: Sequence[Stored]) -> Spent:
             break
         silences += 1
     return Spent(
-        calls=sum(isinstance(one.event, ToolIntent) for one in asked),
+        calls=sum(isinstance(one.event, ToolIntent) for one in asked) - sum(_is_not_run(one.event) for one in asked),
         usages=tuple(turn.usage for turn in turns),
         tokens=sum(turn.usage.completion_tokens for turn in turns),
         seconds=_worked(asked),
         attempts=sum(isinstance(one.event, VerdictGiven) for one in asked),
         silences=silences,
     )
+
+
+def _is_not_run(event: object) -> bool:
+    return isinstance(event, ToolReturned) and event.text.startswith(NOT_RUN)
 
 
 def _worked(events: Sequence[Stored]) -> float:

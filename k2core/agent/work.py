@@ -20,10 +20,10 @@ from k2core.agent.budget import Budget, Reached
 from k2core.agent.journal import Journal
 from k2core.agent.lease import Lease
 from k2core.agent.progress import Progress, canonical
-from k2core.agent.prompts import GO_ON, SYSTEM
+from k2core.agent.prompts import SYSTEM
 from k2core.agent.swap_events import following, in_force
 from k2core.agent.swaps import Swaps
-from k2core.errors import JournalError, UsageError
+from k2core.errors import InputError, JournalError, UsageError
 from k2core.events import (
     AnswerGiven,
     Artefact,
@@ -138,13 +138,18 @@ class Work:
         if answer is not None and not resuming.is_ended(self.events):
             self.ended = True
             return await self.append(RunEnded(status=answer.status, **self.totals()))
-        stored = await self.append(RunResumed(limits=self.budget.limits.by_name(), versions=_versions()))
+        stored = await self.hear()
+        near = self.budget.near()
+        if near is not None and answer is not None:
+            raise InputError(f"cannot go on with run {run}: {near}. Give more of it, e.g. k2 resume {run} --{near.flag}")
+        without = 0 if near is not None else resuming.concluding_from(self.events)
+        self.attempts = 0 if without else self.attempts
+        resumed = RunResumed(limits=self.budget.limits.by_name(), versions=_versions(), without=without)
+        stored += await self.append(resumed)
         if not resuming.is_asked(self.events):
             system = any(isinstance(one.event, MessageAdded) for one in self.events)
             fresh = [] if system else [MessageAdded(role="system", content=self.model.profile.system or SYSTEM)]
             stored += await self.append(*fresh, MessageAdded(role="user", content=resuming.question_of(self.events)))
-        if answer is not None and answer.status in resuming.UNFINISHED:
-            stored += await self.append(MessageAdded(role="system", name="framework", content=GO_ON))
         stored += await self.record()
         self.turn = resuming.last_turn(self.events)
         self.progress = Progress.of(self.events)

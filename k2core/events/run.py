@@ -171,10 +171,13 @@ class RunResumed(Journalled):
     Attributes:
         limits: budgets by name from here on, what was used before included; None is no limit.
         versions: of k2core, Python and whatever else matters, by name.
+        without: number of the first event that the model is not shown any more; none up to this one is. 0 where all are: what
+            was said when a budget ended the work is left out where it goes on with a larger one.
     """
 
     kind: ClassVar[str] = "run.resumed"
     limits: Mapping[str, float | None] = field(factory=dict)
+    without: int = 0
     versions: Mapping[str, str] = field(factory=dict)
 
 

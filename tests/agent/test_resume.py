@@ -320,6 +320,45 @@ def test_a_partial_answer_goes_on_with_a_larger_budget(tmp_path: Path) -> None:
     assert (result.answer.text, result.calls) == ("Done.", 7)
 
 
+def test_what_was_said_at_the_end_of_a_budget_is_left_out_when_work_goes_on(tmp_path: Path) -> None:
+    """With a larger budget the conversation is that of a run which had it from the start; without one, it says what to give."""
+    plan = [*[("double", {"number": number}) for number in range(6)], "Done."]
+    small = agent_over(World(), plan, tmp_path / "runs.sqlite", Limits(calls=5))
+    run = small.run("Do it.").run
+    with pytest.raises(
+        InputError, match=r"the budget of 5 calls is nearly used up\. Give more of it, e\.g\. k2 resume .* --calls 10"
+    ):
+        resumed(small, run)
+
+    larger = agent_over(World(), plan, tmp_path / "runs.sqlite", Limits(calls=20))
+    resumed(larger, run)
+    whole = agent_over(World(), plan, tmp_path / "whole.sqlite", Limits(calls=20))
+    whole.run("Do it.")
+
+    said = [[(one.role, one.content, one.name) for one in asked.messages] for asked in larger.model.requests]  # type: ignore[attr-defined]
+    expected = [[(one.role, one.content, one.name) for one in asked.messages] for asked in whole.model.requests]  # type: ignore[attr-defined]
+    assert said == expected[4:]
+
+
+@pytest.mark.parametrize("limits", [Limits(calls=5), Limits(tokens=40)])
+def test_a_run_that_is_cut_while_a_budget_ends_it_ends_with_it(tmp_path: Path, limits: Limits) -> None:
+    """Cut at every event, resumed with the same budget: a partial answer, or a line that says what to give."""
+    plan = [*[("double", {"number": number}) for number in range(9)], "Done."]
+    agent = agent_over(World(), plan, tmp_path / "w.sqlite", limits)
+    whole = agent.run("Do it.")
+    events = agent.journal.events(whole.run)
+    assert whole.status == "partial"
+    for count in range(1, len(events)):
+        path = tmp_path / f"cut-{count}.sqlite"
+        run = cut(events, count, path)
+        other = agent_over(World(), plan, path, limits)
+
+        result = resumed(other, run)
+
+        assert result.status == "partial" and result.answer.partial is not None, count
+        assert result.calls <= (limits.calls or 10)
+
+
 def test_an_interrupted_turn_is_generated_again(tmp_path: Path) -> None:
     """What was heard of it is in the journal and not in the conversation."""
     agent = agent_over(World(), [("double", {"number": 1}), "Done."], tmp_path / "runs.sqlite")

@@ -92,7 +92,7 @@ def test_a_budget_is_raised_afterwards(k2: K2) -> None:
     kinds = [one["kind"] for one in k2("runs", "show", run, "--json").json()["events"]]
     assert kinds.count("limits") == 1 and kinds.count("run.resumed") == 1
     resumed = next(one for one in k2("runs", "show", run, "--json").json()["events"] if one["kind"] == "run.resumed")
-    assert resumed["limits"]["calls"] == 5
+    assert resumed["limits"]["calls"] == 9
 
 
 def test_efforts(k2: K2) -> None:

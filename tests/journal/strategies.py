@@ -159,6 +159,7 @@ by_kind = {
     "limits": st.builds(events.LimitsChanged, limits=st.dictionaries(words, st.none() | numbers, max_size=3), request=counts),
     "run.resumed": st.builds(
         events.RunResumed,
+        without=counts,
         limits=st.dictionaries(words, st.none() | numbers, max_size=3),
         versions=st.dictionaries(words, words, max_size=3),
     ),

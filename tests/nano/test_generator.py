@@ -5,11 +5,13 @@ import json
 import random
 import re
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from k2core_nano.train import arithmetic, chains, documents, facts, mix, names, phrasing, preview, wire
-from k2core_nano.train.questions import solved
+from k2core_nano.train.oracle import Step
+from k2core_nano.train.questions import Turn, solved
 from k2core_nano.train.tokenizer import CONTROL, load
 from k2core_specs import load as load_spec
 
@@ -138,3 +140,13 @@ def test_a_preview_marks_what_is_learnt(seed: int) -> None:
     weighted = [token for token, weight in zip(document.ids, document.weights, strict=True) if weight]
     assert re.sub("[⟦⟧]", "", text) == load().decode(document.ids)
     assert "".join(re.findall("⟦(.*?)⟧", text, re.DOTALL)) == load().decode(weighted)
+
+
+@pytest.mark.parametrize("value", ["2023-11-04", "1.2.3", "007", "12-7", "-"])
+def test_what_is_no_number_is_not_miscopied_as_one(value: str) -> None:
+    """A date, a version or a code in a claim leaves the turns as they are."""
+    claim = {"evidence": [0], "text": f"release date: {value}"}
+    turns = [Turn(Step("Answer.", "answer", {"claims": [claim], "text": f"It is {value}."}, 2), 1, "accepted")]
+
+    for seed in range(50):
+        assert documents.with_rejection(random.Random(seed), turns) == turns

@@ -4,6 +4,7 @@ A question (`mix`) is solved by the oracle against its faulty world and encoded 
 """
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 
 from k2core_nano.train import chains, names
@@ -14,7 +15,7 @@ from k2core_nano.train.questions import Question, Turn, solved
 from k2core_nano.train.tool_sets import tool_set
 from k2core_nano.train.unseen import Offer, offers
 from k2core_nano.train.wire import SPEC, Builder, Document, Group, prefix
-from k2core_nano.train.world import near_miss
+from k2core_nano.train.world import NUMBER, near_miss
 
 __all__ = ["Document", "Group", "conversation", "question", "stream", "with_rejection"]
 
@@ -132,7 +133,7 @@ def with_rejection(rng: random.Random, turns: list[Turn]) -> list[Turn]:
     right = tail.split(" ")[0] if any(letter.isdigit() for letter in tail) else tail
     if not separator or right not in text:
         return turns
-    if right.replace(".", "").replace("-", "").isdigit():
+    if re.fullmatch(NUMBER, right):
         wrong = near_miss(rng, right)
         finding = (
             f"{head} is {right}, not {wrong}"

@@ -106,6 +106,9 @@ def exact(expression: str) -> Fraction:
     return shipped(expression)  # more than the generator writes: other operators, spaces, mistakes
 
 
+NUMBER = r"-?(0|[1-9]\d*)(\.\d+)?"  # what can be miscopied; a date cannot
+
+
 def near_miss(rng: random.Random, value: str) -> str:
     """A wrong number that looks right: a digit off, swapped, dropped or doubled, the sign, a small difference."""
     while True:
@@ -124,7 +127,7 @@ def near_miss(rng: random.Random, value: str) -> str:
             wrong = value[: place + 1] + value[place:]
         else:
             wrong = render(Fraction(value) + rng.choice((-10, 10, -1, 1, 100)))
-        if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", wrong) and Fraction(wrong) != Fraction(value) and Fraction(wrong) != 0:
+        if re.fullmatch(NUMBER, wrong) and Fraction(wrong) != Fraction(value) and Fraction(wrong) != 0:
             return wrong
 
 
