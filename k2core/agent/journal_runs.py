@@ -12,7 +12,7 @@ from attrs import frozen
 
 from k2core.agent.journal_chain import text
 from k2core.errors import FormatError, InputError, UnknownName
-from k2core.events import RunEnded, RunStarted, TurnEnded, event_from_json
+from k2core.events import MessageAdded, RunEnded, RunResumed, RunStarted, TurnEnded, event_from_json
 
 
 @frozen(kw_only=True)
@@ -23,7 +23,7 @@ class RunSummary:
         run: its id.
         started: time of its first event, as in `Stored.time`.
         question: the user's text.
-        status: of the last ``run.ended``; ``unfinished`` while there is none; ``damaged`` when a row cannot be read.
+        status: of the last ``run.ended``; ``unfinished`` while its last question has none; ``damaged`` when a row cannot be read.
         model: the model's name.
         backend: the backend's name; empty for a model without one.
         calls: tool calls begun.
@@ -74,7 +74,9 @@ def summaries(connection: sqlite3.Connection, limit: int) -> list[RunSummary]:
 def _summary(connection: sqlite3.Connection, run: str, started: str, first: bytes) -> RunSummary:
     query = "SELECT count(*) FROM events WHERE run = ? AND kind = 'tool.intent'"
     (calls,) = connection.execute(query, (run,)).fetchone()
-    query = "SELECT body FROM events WHERE run = ? AND kind IN ('turn', 'run.ended') ORDER BY sequence"
+    query = (
+        "SELECT body FROM events WHERE run = ? AND kind IN ('turn', 'run.ended', 'run.resumed', 'message') ORDER BY sequence"
+    )
     question, model, status, tokens = "", dict[str, str](), "unfinished", 0
     try:
         start = event_from_json(json.loads(first))
@@ -86,6 +88,8 @@ def _summary(connection: sqlite3.Connection, run: str, started: str, first: byte
                 tokens += event.usage.completion_tokens
             elif isinstance(event, RunEnded):
                 status = event.status
+            elif isinstance(event, RunResumed) or (isinstance(event, MessageAdded) and event.role == "user"):
+                status = "unfinished"
     except (ValueError, FormatError):
         status = "damaged"
     return RunSummary(

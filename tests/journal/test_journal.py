@@ -18,7 +18,7 @@ from journal.writing import append
 
 from k2core.agent.journal import Journal
 from k2core.errors import InputError, JournalDamaged, UnknownName
-from k2core.events import NoteKept, RunEnded, RunStarted, ToolIntent, TurnEnded
+from k2core.events import MessageAdded, NoteKept, RunEnded, RunResumed, RunStarted, ToolIntent, TurnEnded
 from k2core.messages import Usage
 
 
@@ -229,6 +229,19 @@ def test_summaries_newest_first(journal):
     assert (oldest.run, oldest.status, oldest.calls, oldest.tokens) == (first, "answered", 2, 14)
     assert (oldest.model, oldest.backend) == ("nano", "numba")
     assert [one.run for one in journal.runs(limit=1)] == [second]
+
+
+@pytest.mark.parametrize("after", [RunResumed(), MessageAdded(role="user", content="And?")])
+def test_a_run_that_goes_on_is_unfinished(journal, after):
+    """The end of an earlier question, or of an earlier try, says nothing of the newest."""
+    run = journal.start_run()
+    append(journal, run, RunStarted(question="What?"), RunEnded(status="answered"), after)
+
+    assert journal.runs()[0].status == "unfinished"
+
+    append(journal, run, RunEnded(status="waiting"))
+
+    assert journal.runs()[0].status == "waiting"
 
 
 class TestFindRun:
