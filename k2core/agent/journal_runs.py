@@ -23,7 +23,8 @@ class RunSummary:
         run: its id.
         started: time of its first event, as in `Stored.time`.
         question: the user's text.
-        status: of the last ``run.ended``; ``unfinished`` while its last question has none; ``damaged`` when a row cannot be read.
+        status: of the last ``run.ended``; ``unfinished`` while its last question has none; ``damaged`` when a row cannot be
+            read.
         model: the model's name.
         backend: the backend's name; empty for a model without one.
         calls: tool calls begun.
