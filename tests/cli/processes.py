@@ -164,7 +164,7 @@ class SlowToClose(ScriptedModel):
 
 class Slow(ScriptedModel):
     def __init__(self):
-        super().__init__([Message(role="assistant", reasoning="word " * 4000, content="late")], name="slow", delay_s=0.05)
+        super().__init__([Message(role="assistant", reasoning="word " * 4000, content="late")] * 9, name="slow", delay_s=0.05)
 
 
 EVIL = "\\x1b[31mred\\x1b[0m [bold]markup[/bold] \\x1b]0;title\\x07 \\x9b2J \\u202egnp"

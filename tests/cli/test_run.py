@@ -116,7 +116,7 @@ def test_a_repeated_call_id_keeps_both_results(k2: K2) -> None:
     [
         ("product", [], 0, "answered", ""),
         ("wrong", [], 4, "unverified", "number 1082 is in no result"),
-        ("endless", ["--calls", "3"], 3, "partial", "the budget of 3 calls is used up"),
+        ("endless", ["--calls", "3"], 3, "partial", "the budget of 3 calls is nearly used up"),
         ("endless", ["--thinking-tokens", "2"], 3, "partial", "the budget of 2 reasoning tokens is used up"),
         ("declines", [], 6, "declined", "it claims nothing, and nothing in it comes from a result"),
         ("slow", ["--seconds", "0.3"], 3, "partial", "the budget of 0.3 seconds is used up"),
@@ -211,7 +211,7 @@ def test_only_chosen_tools_are_declared(k2: K2) -> None:
     run = k2("run", "-m", "words", "-T", "loud", "-T", "blob", "--json", "q").json()["run"]
     started = k2("runs", "show", run, "--json").json()["events"][0]
 
-    assert started["tools"] == ["answer", "blob", "loud", "note"]
+    assert started["tools"] == ["answer", "blob", "hypothesis", "loud", "note", "plan"]
 
 
 def test_a_journal_of_a_newer_version_is_one_line(k2: K2, tmp_path: Path) -> None:
