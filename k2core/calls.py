@@ -36,6 +36,9 @@ class Tool:
         reconcile: a function of the same arguments that looks whether a call took effect whose result is missing: it returns
             what the call would have returned, None where the call certainly took no effect, and raises `ToolError` where
             that cannot be known. `current_call` gives both functions the key of the call in question.
+        untrusted: what it returns was written by somebody whom nobody has vetted: web pages, mail, documents. Once that is in a
+            conversation, calls with side effects need a person's approval.
+        confined: what it does stays within the session's workspace or sandbox.
     """
 
     name: str
@@ -47,6 +50,8 @@ class Tool:
     control: bool = False
     undo: Callable[..., Any] | None = field(default=None, eq=False)
     reconcile: Callable[..., Any] | None = field(default=None, eq=False)
+    untrusted: bool = False
+    confined: bool = False
 
     def declaration(self) -> dict[str, Any]:
         """The tool in OpenAI's form, as it goes into a prompt."""
@@ -152,6 +157,7 @@ class ToolResult:
         truncated: whether the text was cut.
         files: see `ToolOutput`.
         details: see `ToolOutput`.
+        untrusted: see `Tool`; False where the tool did not run.
     """
 
     text: str
@@ -161,6 +167,7 @@ class ToolResult:
     truncated: bool = False
     files: Mapping[str, bytes] = field(factory=dict, repr=False)
     details: Mapping[str, Any] = field(factory=dict)
+    untrusted: bool = False
 
 
 class ToolRegistry(Protocol):

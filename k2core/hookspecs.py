@@ -115,5 +115,15 @@ def register_verifiers(register: Register) -> None:
 
 
 @hookspec
+def register_guards(register: Register) -> None:
+    """Register guards: objects with hooks of `k2core.guards`, or lazy paths to such a class; every session has all of them."""
+
+
+@hookspec
+def register_memories(register: Register) -> None:
+    """Register memories: objects with `k2core.interfaces.Memory`'s method, or lazy paths to such a class."""
+
+
+@hookspec
 def register_evaluations(register: Register) -> None:
     """Register evaluations for ``k2 eval NAME``: callables ``(Plugins, EvaluationRequest) -> EvaluationReport``."""

@@ -14,15 +14,19 @@ From the bottom up::
     k2core.calls      Tool         a function with a JSON Schema and an effect class
                       ToolRegistry declarations, call                 -> ToolResult
     k2core.answers    Verifier     verify(answer, trajectory)         -> Verdict
+    k2core.guards     guards       before_call(call), and more hooks  -> Refusal, AskFirst, a change, or None
+    k2core.memory     Memory       make_room(view, ask)               -> Room            when the context is nearly full
 
 Arrays across seams are NumPy on the CPU. Axes have fixed names: tokens, hidden, inner, experts, top_k, heads, vocab.
-Async: `ChatModel.generate`. Either (a sync one goes to a worker thread with a deadline): `Tool`, `Verifier`. Sync, on the
-engine's one thread: everything below `ChatModel`.
+Async: `ChatModel.generate`, `Memory.make_room`. Either (a sync one goes to a worker thread with a deadline): `Tool`,
+`Verifier`, guards. Sync, on the engine's one thread: everything below `ChatModel`.
 """
 
 from k2core.answers import Answer, Claim, Finding, Observation, Status, Trajectory, Verdict, Verifier
 from k2core.calls import CallContext, Effect, PastCall, Tool, ToolContext, ToolOutput, ToolRegistry, ToolResult, current_call
+from k2core.guards import AskFirst, ChangedArguments, ChangedResult, GuardedCall, GuardedStep, Refusal
 from k2core.language import ChatFormat, ChatModel, GenerateOptions, ModelProfile, Prices, Tokenizer, TurnParser
+from k2core.memory import MadeCall, Memory, MemoryView, Room, Shown
 from k2core.numerics import (
     Array,
     Available,
@@ -43,9 +47,10 @@ from k2core.numerics import (
 )  # fmt: skip
 
 __all__ = [
-    "Answer", "Array", "Available", "Backend", "CacheMemory", "CallContext", "ChatFormat", "ChatModel", "Claim", "Effect",
-    "Finding", "GenerateOptions", "LoadedModel", "MoEForward", "ModelProfile", "Needs", "NotAvailable", "Numerics",
-    "Observation", "PastCall", "Prices", "Progress", "RoutedExperts", "Routing", "SequenceInput", "Status", "Step", "Tokenizer",
-    "Tool", "ToolContext", "ToolOutput", "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict", "Verifier",
-    "Want", "Warmup", "current_call",
+    "Answer", "Array", "AskFirst", "Available", "Backend", "CacheMemory", "CallContext", "ChangedArguments", "ChangedResult",
+    "ChatFormat", "ChatModel", "Claim", "Effect", "Finding", "GenerateOptions", "GuardedCall", "GuardedStep", "LoadedModel",
+    "MadeCall", "Memory", "MemoryView", "MoEForward", "ModelProfile", "Needs", "NotAvailable", "Numerics", "Observation",
+    "PastCall", "Prices", "Progress", "Refusal", "Room", "RoutedExperts", "Routing", "SequenceInput", "Shown", "Status", "Step",
+    "Tokenizer", "Tool", "ToolContext", "ToolOutput", "ToolRegistry", "ToolResult", "Trajectory", "TurnParser", "Verdict",
+    "Verifier", "Want", "Warmup", "current_call",
 ]  # fmt: skip

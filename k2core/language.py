@@ -158,6 +158,7 @@ class ModelProfile:
         temperature: recommended temperature.
         description: one line for listings.
         controls: control tools that the model is told of, beside `answer` and `note`; None is all of them.
+        memory: what makes room in its context unless another memory is chosen, by name; None is ``rules``.
         prices: nothing for a model of one's own.
     """
 
@@ -166,6 +167,7 @@ class ModelProfile:
     temperature: float = 1.0
     description: str = ""
     controls: tuple[str, ...] | None = None
+    memory: str | None = None
     prices: Prices = field(factory=Prices)
 
 

@@ -8,14 +8,15 @@ plugin's registrations are dropped, and everything else works.
 
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Literal
+from typing import Any, Literal
 
 import pluggy
 from attrs import define, evolve, field, frozen
 
 from k2core import hookspecs
 from k2core.errors import PluginError, UnknownName, UsageError
-from k2core.interfaces import Tool, ToolContext, Verifier
+from k2core.guards import MissingGuard, check_guard
+from k2core.interfaces import Memory, Tool, ToolContext, Verifier
 from k2core.registration import FLAGS, KINDS, Entry, described, registrar
 from k2core.toolmaking import check_tool
 
@@ -169,6 +170,26 @@ class Plugins:
                 self._failed_late(entry, error)
         return loaded
 
+    def guards(self) -> list[Any]:
+        """Every registered guard, by name; for one that does not load or cannot be made stands a `MissingGuard`."""
+        made: list[Any] = []
+        for entry in self.entries("guard"):
+            try:
+                made.append(guard_of(entry))
+            except PluginError as error:
+                self._failed_late(entry, error)
+                made.append(MissingGuard(name=entry.name, reason=str(error)))
+        return made
+
+    def memory(self, name: str) -> Memory:
+        """The memory of that name; `UnknownName` where there is none, a `PluginError` where it cannot be made or is none."""
+        entry = self.get("memory", name)
+        made = entry.make()
+        if not isinstance(made, Memory):
+            what = f"is {type(made).__name__}, which lacks name, recalls or make_room()"
+            raise PluginError(f"plugin '{entry.plugin}' registers memory '{name}', but what it gives {what}")
+        return made
+
     def _failed_late(self, entry: Entry, error: PluginError) -> None:
         """Something registered lazily turned out not to load: say so, list it, and go on without it."""
         import structlog
@@ -196,6 +217,19 @@ class Plugins:
                 if implementation.plugin is plugin:
                     implementation.function(registrar(caller.name, name, collected))
         return collected
+
+
+def guard_of(entry: Entry) -> Any:
+    """The guard of an entry; a `PluginError` where it does not load, cannot be made, is none or is named otherwise."""
+    made = entry.make()
+    where = f"plugin '{entry.plugin}' registers guard '{entry.name}', but"
+    try:
+        check_guard(made)
+    except PluginError as error:
+        raise PluginError(f"{where} {error}") from error
+    if getattr(made, "name", None) != entry.name:
+        raise PluginError(f"{where} what it gives is named {getattr(made, 'name', None)!r}: both names must be the same")
+    return made
 
 
 def make_tool(entry: Entry, context: ToolContext) -> Tool:

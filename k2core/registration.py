@@ -11,7 +11,8 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from k2core.errors import PluginError
-from k2core.interfaces import ChatModel, ModelProfile, Tool, Verifier
+from k2core.guards import check_guard
+from k2core.interfaces import ChatModel, Memory, ModelProfile, Tool, Verifier
 from k2core.toolmaking import check_tool
 from k2core.tools import CONTROL_NAMES
 
@@ -22,8 +23,11 @@ KINDS = {
     "register_chat_formats": "chat format",
     "register_tools": "tool",
     "register_verifiers": "verifier",
+    "register_guards": "guard",
+    "register_memories": "memory",
     "register_evaluations": "evaluation",
 }
+OBJECTS = ("backend", "verifier", "guard", "memory")  # may be registered as they are, which need not be callable
 IMPLEMENTATION = " implementation"  # behind the kind of one that sessions may swap to
 FLAGS = {
     "documents": "docs FOLDER",
@@ -37,8 +41,8 @@ class Entry:
     """One registered thing.
 
     Attributes:
-        kind: ``backend``, ``model``, ``tokenizer``, ``chat format``, ``tool``, ``verifier``, ``evaluation``; with
-            `IMPLEMENTATION` behind it, another implementation of a tool or verifier.
+        kind: ``backend``, ``model``, ``tokenizer``, ``chat format``, ``tool``, ``verifier``, ``guard``, ``memory``,
+            ``evaluation``; with `IMPLEMENTATION` behind it, another implementation of a tool or verifier.
         name: what users write; of another implementation ``TOOL/NAME``.
         plugin: name of the plugin it came from.
         target: the thing itself, or a lazy ``"module:attribute"``.
@@ -84,7 +88,8 @@ class Entry:
     def make(self, *arguments: Any) -> Any:
         """The thing itself: what a class or a factory makes of *arguments*, or the instance that was registered.
 
-        A `Tool` is taken as it is. A backend or verifier is made where a class was registered, and a tool where a factory was.
+        A `Tool` is taken as it is. A backend, verifier, guard or memory is made where a class was registered, and a tool where
+        a factory was.
 
         Raises:
             PluginError: it does not load, or making it fails in whatever way.
@@ -127,7 +132,7 @@ def registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]:
             )
         if isinstance(thing, str) and not thing.partition(":")[2]:
             raise PluginError(f"it registers {kind} '{chosen}' as '{thing}', expected 'module:attribute'")
-        if not isinstance(thing, str | Tool) and not callable(thing) and kind not in ("backend", "verifier"):
+        if not isinstance(thing, str | Tool) and not callable(thing) and kind not in OBJECTS:
             raise PluginError(
                 f"it registers {kind} '{chosen}' as {type(thing).__name__}, which is neither callable nor 'module:attribute'"
             )
@@ -135,6 +140,10 @@ def registrar(hook: str, plugin: str, into: list[Entry]) -> Callable[..., None]:
             raise PluginError(f"it registers backend '{chosen}' as {type(thing).__name__}, which has no load()")
         if kind == "verifier" and not isinstance(thing, str | type) and not isinstance(thing, Verifier):
             raise PluginError(f"it registers verifier '{chosen}' as {type(thing).__name__}, which has no verify()")
+        if kind == "memory" and not isinstance(thing, str | type) and not isinstance(thing, Memory):
+            raise PluginError(f"it registers memory '{chosen}' as {type(thing).__name__}, which lacks recalls or make_room()")
+        if kind == "guard" and not isinstance(thing, str):
+            check_guard(thing)
         unknown = [need for need in needs if need not in FLAGS]
         if unknown:
             raise PluginError(f"it registers {kind} '{chosen}' with needs={unknown}, known are {sorted(FLAGS)}")

@@ -22,6 +22,8 @@ def tool(
     control: bool = False,
     undo: Callable[..., Any] | None = None,
     reconcile: Callable[..., Any] | None = None,
+    untrusted: bool = False,
+    confined: bool = False,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -33,6 +35,8 @@ def tool(
     control: bool = False,
     undo: Callable[..., Any] | None = None,
     reconcile: Callable[..., Any] | None = None,
+    untrusted: bool = False,
+    confined: bool = False,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a `Tool` of a function with type hints and a docstring.
 
@@ -47,6 +51,8 @@ def tool(
         control: handled by the agent loop itself.
         undo: see `Tool.undo`; takes the function's parameters.
         reconcile: see `Tool.reconcile`; takes the function's parameters.
+        untrusted: see `Tool.untrusted`.
+        confined: see `Tool.confined`.
 
     Raises:
         PluginError: a parameter has no type hint, is positional-only or variadic, or has a type without a JSON Schema.
@@ -77,6 +83,8 @@ def tool(
                 control=control,
                 undo=None if undo is None else converting(undo),
                 reconcile=None if reconcile is None else converting(reconcile),
+                untrusted=untrusted,
+                confined=confined,
             )
         )
 

@@ -18,7 +18,7 @@ from k2core.messages import ToolCall
 
 RESULT_LIMIT = 16_000  # characters of a result that the model sees
 ERROR_LIMIT = 300  # characters of one error line
-CONTROL_NAMES = ("answer", "note", "plan", "hypothesis")  # carried out by the agent loop; no plugin may register them
+CONTROL_NAMES = ("answer", "note", "plan", "hypothesis", "recall")  # carried out by the agent loop; no plugin may register them
 
 
 @define
@@ -103,10 +103,11 @@ class Registry:
             context: what the tool may know of its call.
         """
         started = time.perf_counter()
-        output = ToolOutput(text="")
+        output, untrusted = ToolOutput(text=""), False
         try:
             arguments = self.arguments_of(call)
             wanted = self._tools[call.name]
+            untrusted = wanted.untrusted
             timeout_s = wanted.timeout_s if most_s is None else min(wanted.timeout_s, most_s)
             with during(evolve(context or CallContext(), left_s=timeout_s)):
                 returned = await run_with_deadline(wanted.function, timeout_s, **arguments)
@@ -120,7 +121,7 @@ class Registry:
             text, ok = f"error: {type(error).__name__}: {_one_line(str(error))}".rstrip(": "), False
         duration_ms = (time.perf_counter() - started) * 1e3
         result = ToolResult(text=text, ok=ok, duration_ms=duration_ms, files=output.files, details=output.details)
-        return bound(result, self.result_limit)
+        return bound(evolve(result, untrusted=untrusted), self.result_limit)
 
 
 def bound(result: ToolResult, limit: int) -> ToolResult:

@@ -6,7 +6,8 @@ is exceeded at most by the call that is in flight.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from attrs import define, evolve, field, fields, frozen
@@ -127,6 +128,15 @@ class Budget:
     def seconds(self) -> float:
         """Wall time of work."""
         return self.seconds_before + float(self.clock() - self._started)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No time is used meanwhile: a person is asked something."""
+        begun = self.clock()
+        try:
+            yield
+        finally:
+            self._started += self.clock() - begun
 
     def go_on(self, spent: Spent) -> None:
         """Count what the question has used before an interruption."""

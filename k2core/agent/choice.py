@@ -39,7 +39,10 @@ class Choice:
         seed: of the sampler.
         masks: turns are held to the grammar of calls, where the model can.
         drafts: tokens guessed ahead per step; 0 is off. What is generated does not depend on it.
+        memory: what makes room in the model's context, by name; None leaves it to the model.
         cache_bytes: limit of the model's cache memory; None leaves it to the engine.
+        approve: effect classes of tools whose calls a person approves, or ``all``; see `k2core.agent.approving`.
+        trust: calls with side effects need no approval after content that nobody has vetted.
     """
 
     model: str = DEFAULT_MODEL
@@ -64,4 +67,7 @@ class Choice:
     seed: int = 0
     masks: bool = True
     drafts: int = 8
+    memory: str | None = None
     cache_bytes: int | None = None
+    approve: tuple[str, ...] = ()
+    trust: bool = False

@@ -3,7 +3,9 @@
 import json
 from collections.abc import AsyncIterator
 
-from k2core.agent import projection
+from attrs import evolve
+
+from k2core.agent import guarding, projection
 from k2core.agent.budget import Reached
 from k2core.agent.planning import not_attempted
 from k2core.agent.prompts import CONCLUDE
@@ -19,6 +21,7 @@ from k2core.events import (
     MessageAdded,
     Partial,
     RunEnded,
+    RunForked,
     RunResumed,
     Stored,
 )
@@ -36,7 +39,7 @@ async def conclude(work: Work, answer: Answer, verdict: Verdict, *, write_messag
         given = AnswerGiven(text=answer.text, claims=answer.claims, status=status, reason=reason, evidence=evidence)
         return await work.end(given, write_message=write_message)
     if status != "answered":  # what was found counts more than what the model makes of it in a hurry
-        return await work.end(_found(work, work.winding, tuple(claim.text for claim in answer.claims)), write_message=True)
+        return await _end_with(work, _found(work, work.winding, tuple(claim.text for claim in answer.claims)))
     partial = _sorted_out(answer, evidence, not_attempted(work.events))
     given = AnswerGiven(
         text=answer.text,
@@ -66,8 +69,18 @@ async def wind_down(work: Work, why: Reached | str) -> AsyncIterator[Stored]:
     if isinstance(why, Reached) and not _is_told(work, why):
         for stored in await work.append(BudgetReached(which=why.which, limit=float(why.limit), used=float(why.used))):
             yield stored
-    for stored in await work.end(_found(work, why), write_message=True):
+    for stored in await _end_with(work, _found(work, why)):
         yield stored
+
+
+async def _end_with(work: Work, given: AnswerGiven) -> list[Stored]:
+    """End with what was found; where a guard objects to that, it is withheld, since nobody is there to revise it."""
+    unverified = given.partial.unverified if given.partial is not None else ()
+    stored, why = await guarding.withheld(work, "\n".join([given.text, *unverified]))
+    if why:
+        text = f"{_first_line(given.text)} What was found is withheld: {why}."
+        given = evolve(given, text=text, status="failed", partial=None)
+    return [*stored, *await work.end(given, write_message=True)]
 
 
 def _found(work: Work, why: Reached | str, unverified: tuple[str, ...] = ()) -> AnswerGiven:
@@ -103,7 +116,7 @@ def _sorted_out(answer: Answer, evidence: tuple[ClaimEvidence, ...], open_steps:
 
 def _is_told(work: Work, why: Reached) -> bool:
     """Whether the log's last word is that budget already, from before an interruption."""
-    told = (one.event for one in reversed(work.events) if not isinstance(one.event, RunResumed | RunEnded))
+    told = (one.event for one in reversed(work.events) if not isinstance(one.event, RunResumed | RunForked | RunEnded))
     last = next(told, None)
     return isinstance(last, BudgetReached) and last.which == why.which and not last.near
 

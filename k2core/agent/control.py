@@ -1,4 +1,4 @@
-"""The control tools: `answer` concludes a run, `note` keeps something, `plan` and `hypothesis` say where it stands.
+"""The control tools: `answer` concludes, `note` keeps, `recall` looks back, `plan` and `hypothesis` say where a run stands.
 
 They are declared like any tool, so that a verdict can be the result of a call: a rejected answer does not end the tool chain,
 and the family's history rule keeps the reasoning just when it is needed. The agent loop carries them out; their functions
@@ -15,7 +15,7 @@ from k2core.interfaces import Answer, Claim, Tool
 from k2core.toolmaking import tool
 from k2core.tools import CONTROL_NAMES
 
-ANSWER, NOTE, PLAN, HYPOTHESIS = CONTROL_NAMES
+ANSWER, NOTE, PLAN, HYPOTHESIS, RECALL = CONTROL_NAMES
 
 
 # no docstring: it would become a description in the frozen declaration
@@ -83,9 +83,19 @@ def hypothesis(
     raise ToolError("hypothesis is carried out by the agent loop only")
 
 
+@tool(effect="pure", control=True)
+def recall(call: int) -> str:
+    """Give back the result of an earlier call that is hidden or no longer shown.
+
+    Args:
+        call: its number; name that one as evidence.
+    """
+    raise ToolError("recall is carried out by the agent loop only")
+
+
 def control_tools(names: Sequence[str] = (ANSWER, NOTE)) -> list[Tool]:
     """The control tools of these names; without names, those that every model is told of."""
-    return [one for one in (answer, note, plan, hypothesis) if one.name in names]
+    return [one for one in (answer, note, plan, hypothesis, recall) if one.name in names]
 
 
 def answer_from_arguments(arguments: dict[str, object]) -> Answer:

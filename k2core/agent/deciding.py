@@ -14,7 +14,7 @@ async def decide(journal: Journal, run: str, index: int, decision: Decision, *, 
         run: its id, the beginning of one, or ``last``.
         index: number of the call.
         decision: see `CallDecided`.
-        text: for ``happened``, what the model is told came back.
+        text: for ``happened``, what the model is told came back; for ``approve`` and ``deny`` the reason.
 
     Raises:
         InputError: no decision about that call is wanted, or not that one.
@@ -26,11 +26,11 @@ async def decide(journal: Journal, run: str, index: int, decision: Decision, *, 
     try:
         events = journal.events(run)
         _see_wanted(run, events, index, decision)
-        if text and decision != "happened":
+        if text and decision in ("redo", "abandon"):
             raise InputError(f"cannot decide '{decision}' with a result: only a call that happened has one")
-        (stored,) = await journal.append(
-            run, CallDecided(index=index, decision=decision, by="user", text=text or "(it happened)"), lease=lease
-        )
+        text = text or ("(it happened)" if decision == "happened" else "")
+        decided = CallDecided(index=index, decision=decision, by="user", text=text)
+        (stored,) = await journal.append(run, decided, lease=lease)
     finally:
         await journal.release(lease)
     return stored

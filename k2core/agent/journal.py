@@ -28,12 +28,12 @@ from types import TracebackType
 
 from attrs import define, field
 
-from k2core.agent.journal_chain import canonical_json, verified
+from k2core.agent.journal_chain import canonical_json, text, verified
 from k2core.agent.journal_file import JournalFile, at_once, journal_errors
 from k2core.agent.journal_runs import RunSummary, find_run, summaries
 from k2core.agent.journal_writer import Append, JournalWriter, Place, Release, Take, Wish
 from k2core.agent.lease import LEASE_S, Lease
-from k2core.errors import JournalError
+from k2core.errors import JournalDamaged, JournalError
 from k2core.events import Event, Stored
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32: no i, l, o, u
@@ -124,9 +124,26 @@ class Journal:
         """`append` for callers without an event loop."""
         return _stored(run, events, self._submit(run, events, lease).result())
 
-    def _submit(self, run: str, events: Sequence[Event], lease: Lease | None) -> "Future[list[Place]]":
+    async def copy(self, events: Sequence[Stored], run: str, *more: Event) -> list[Stored]:
+        """Begin *run* with *events* of another one, at the times that they have, and *more* behind them, all or none.
+
+        Args:
+            events: as they were read.
+            run: a new run's id, from `start_run`.
+            more: happens now.
+
+        Raises:
+            JournalError: they could not be stored; nothing of them is in the file.
+        """
+        copied, times = [one.event for one in events], tuple(one.time for one in events)
+        every = (*copied, *more)
+        return _stored(run, every, await asyncio.wrap_future(self._submit(run, every, None, times)))
+
+    def _submit(
+        self, run: str, events: Sequence[Event], lease: Lease | None, times: tuple[str, ...] = ()
+    ) -> "Future[list[Place]]":
         bodies = tuple((event.kind, canonical_json(event.to_json())) for event in events)
-        job = Append(run=run, bodies=bodies, fence=None if lease is None else lease.fence)
+        job = Append(run=run, bodies=bodies, times=times, fence=None if lease is None else lease.fence)
         self._writer.submit(job)
         return job.done
 
@@ -214,12 +231,38 @@ class Journal:
         return self._events(self.find_run(run))
 
     def _events(self, run: str) -> list[Stored]:
+        return list(self._verified(run))
+
+    def _verified(self, run: str) -> Iterator[Stored]:
         with self._rows() as connection, at_once(connection):
             rows = connection.execute(
                 "SELECT run, sequence, time, kind, body, hash FROM events WHERE run = ? ORDER BY sequence", (run,)
             ).fetchall()
             head = self._file.head(connection, run)
-        return list(verified(run, rows, head))
+        return verified(run, rows, head)
+
+    def sound(self, run: str) -> tuple[list[Stored], JournalDamaged | None]:
+        """The events of a run up to the first that does not fit, and what is wrong with that one; None where all fit.
+
+        Args:
+            run: an id, the beginning of one, or ``last``.
+
+        Raises:
+            UnknownName, InputError: see `find_run`.
+        """
+        full, found = self.find_run(run), list[Stored]()
+        try:
+            for stored in self._verified(full):
+                found.append(stored)
+        except JournalDamaged as damage:
+            return found, damage
+        return found, None
+
+    def hash_of(self, run: str, sequence: int) -> str:
+        """The hash of an event of a run's id as it stands in the journal; empty where there is no such event."""
+        with self._rows() as connection:
+            row = connection.execute("SELECT hash FROM events WHERE run = ? AND sequence = ?", (run, sequence)).fetchone()
+        return "" if row is None else text(row[0])
 
     def known(self, run: str) -> list[Stored]:
         """`events` of a run's id; none where the run has none yet."""

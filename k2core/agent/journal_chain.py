@@ -69,6 +69,8 @@ def verified(run: str, rows: Iterable[Row], head: tuple[int, str] | None = None)
 
 def _damaged(run: str, sequence: int, what: str) -> JournalDamaged:
     line = f"run {run} is damaged at event {sequence}: {what}. The events before it are intact."
+    if sequence > 1:
+        line += f" Go on from before it: k2 runs fork {run}@{sequence - 1}"
     return JournalDamaged(line, run=run, sequence=sequence)
 
 

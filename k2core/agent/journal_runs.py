@@ -12,7 +12,7 @@ from attrs import frozen
 
 from k2core.agent.journal_chain import text
 from k2core.errors import FormatError, InputError, UnknownName
-from k2core.events import MessageAdded, RunEnded, RunResumed, RunStarted, TurnEnded, event_from_json
+from k2core.events import MessageAdded, RunEnded, RunForked, RunResumed, RunStarted, TurnEnded, event_from_json
 
 
 @frozen(kw_only=True)
@@ -21,7 +21,7 @@ class RunSummary:
 
     Attributes:
         run: its id.
-        started: time of its first event, as in `Stored.time`.
+        started: time of its first event, of a fork that of its ``run.forked``, as in `Stored.time`.
         question: the user's text.
         status: of the last ``run.ended``; ``unfinished`` while its last question has none; ``damaged`` when a row cannot be
             read.
@@ -76,14 +76,15 @@ def _summary(connection: sqlite3.Connection, run: str, started: str, first: byte
     query = "SELECT count(*) FROM events WHERE run = ? AND kind = 'tool.intent'"
     (calls,) = connection.execute(query, (run,)).fetchone()
     query = (
-        "SELECT body FROM events WHERE run = ? AND kind IN ('turn', 'run.ended', 'run.resumed', 'message') ORDER BY sequence"
+        "SELECT time, body FROM events WHERE run = ? "
+        "AND kind IN ('turn', 'run.ended', 'run.resumed', 'run.forked', 'message') ORDER BY sequence"
     )
     question, model, status, tokens = "", dict[str, str](), "unfinished", 0
     try:
         start = event_from_json(json.loads(first))
         if isinstance(start, RunStarted):
             question, model = start.question, dict(start.model)
-        for (body,) in connection.execute(query, (run,)):
+        for time, body in connection.execute(query, (run,)):
             event = event_from_json(json.loads(body))
             if isinstance(event, TurnEnded):
                 tokens += event.usage.completion_tokens
@@ -91,6 +92,8 @@ def _summary(connection: sqlite3.Connection, run: str, started: str, first: byte
                 status = event.status
             elif isinstance(event, RunResumed) or (isinstance(event, MessageAdded) and event.role == "user"):
                 status = "unfinished"
+            elif isinstance(event, RunForked):
+                status, started = "unfinished", text(time)
     except (ValueError, FormatError):
         status = "damaged"
     return RunSummary(

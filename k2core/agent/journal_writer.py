@@ -3,6 +3,7 @@
 With every write the run's head (number and hash of its last event) is written too, so that lost last rows are noticed.
 """
 
+import itertools
 import queue
 import sqlite3
 import threading
@@ -25,10 +26,15 @@ Place = tuple[int, str]  # sequence and time of a stored event
 
 @frozen(kw_only=True, eq=False)
 class Append:
-    """Events for the end of a run: (kind, canonical JSON) each. Done with their places."""
+    """Events for the end of a run: (kind, canonical JSON) each. Done with their places.
+
+    Attributes:
+        times: of the first ones, which are copies; the others happen now.
+    """
 
     run: str
     bodies: tuple[tuple[str, str], ...]
+    times: tuple[str, ...] = ()
     fence: int | None = None
     done: "Future[list[Place]]" = field(factory=Future)
 
@@ -212,12 +218,12 @@ class JournalWriter:
         places: list[Place] = []
         if not job.bodies:
             return places
-        for kind, body in job.bodies:
+        for (kind, body), time_of in zip(job.bodies, itertools.chain(job.times, itertools.repeat(moment)), strict=False):
             sequence += 1
-            row = (job.run, sequence, moment, kind, body)
+            row = (job.run, sequence, time_of, kind, body)
             chain = row_hash(chain, *row)
             connection.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?, ?)", (*row, chain))
-            places.append((sequence, moment))
+            places.append((sequence, time_of))
         connection.execute(
             "INSERT INTO runs (run, sequence, hash) VALUES (?, ?, ?) "
             "ON CONFLICT (run) DO UPDATE SET sequence = excluded.sequence, hash = excluded.hash",

@@ -8,6 +8,10 @@ made again unasked):
     idempotent     made again under the same key
     reversible     undone, then made again
     external       the tool looks whether it happened (`Tool.reconcile`); where it cannot tell, a person decides
+
+A call that waits for approval was not made yet: it is made when a person has approved it, and the mark before that (tool.begun)
+uses the approval up. A call that a guard refused was not made either. In a fork nothing counts as decided that was decided
+before it.
 """
 
 from collections.abc import Sequence
@@ -21,10 +25,13 @@ from k2core.events import (
     CallDecided,
     Decision,
     DecisionNeeded,
+    GuardActed,
     NoteKept,
+    RunForked,
     RunResumed,
     Stored,
     ToolAgain,
+    ToolBegun,
     ToolIntent,
     ToolReturned,
     TurnEnded,
@@ -43,6 +50,8 @@ class CallState:
 
     Attributes:
         intent: it was begun.
+        arguments: that the newest attempt is made with: the model's own, or what guards made of them.
+        refused: a guard refused the newest attempt, which is not made.
         since: when it was begun last, as in `Stored.time`.
         attempts: how often it was begun.
         needed: a person is to decide about the newest attempt.
@@ -53,6 +62,8 @@ class CallState:
     """
 
     intent: ToolIntent | None = None
+    arguments: str = ""
+    refused: GuardActed | None = None
     since: str = ""
     attempts: int = 0
     needed: DecisionNeeded | None = None
@@ -71,24 +82,36 @@ def call_states(events: Sequence[Stored]) -> dict[int, CallState]:
         event = stored.event
         if isinstance(event, ToolIntent):
             newest = event.index
-            states[newest] = CallState(intent=event, since=stored.time, attempts=1)
-        elif isinstance(event, ToolAgain | DecisionNeeded | CallDecided | ToolReturned):
+            states[newest] = CallState(intent=event, arguments=event.arguments, since=stored.time, attempts=1)
+        elif isinstance(event, GuardActed):
+            if event.index in states and event.hook == "before_call":
+                states[event.index] = _guarded(states[event.index], event)
+        elif isinstance(event, ToolAgain | ToolBegun | DecisionNeeded | CallDecided | ToolReturned):
             state = states.get(event.index, CallState())
-            if isinstance(event, ToolAgain):
+            if isinstance(event, ToolAgain | ToolBegun):
                 newest = event.index
                 state = evolve(state, attempts=event.attempt, since=stored.time, needed=None, decision=None)
             elif isinstance(event, DecisionNeeded):
-                state = evolve(state, needed=event)
+                state = evolve(state, needed=event, decision=None)
             elif isinstance(event, CallDecided):
                 state = evolve(state, decision=event)
             else:
                 state = evolve(state, returned=True)
             states[event.index] = state
+        elif isinstance(event, RunForked):  # what was decided was decided for the other run
+            states = {index: state if state.returned else evolve(state, decision=None) for index, state in states.items()}
         elif newest is not None and isinstance(event, NoteKept):
             states[newest] = evolve(states[newest], noted=True)
         elif newest is not None and isinstance(event, VerdictGiven):
             states[newest] = evolve(states[newest], verdict=event)
     return states
+
+
+def _guarded(state: CallState, acted: GuardActed) -> CallState:
+    """The state of a call after a guard did something before it."""
+    if acted.action == "changed":
+        return evolve(state, arguments=acted.after)
+    return evolve(state, refused=acted) if acted.action == "refused" else state
 
 
 def waiting(events: Sequence[Stored]) -> dict[int, CallState]:
@@ -111,9 +134,24 @@ def is_resumed(events: Sequence[Stored]) -> bool:
     return False
 
 
-def key_of(run: str, index: int) -> str:
-    """The key under which every attempt at a call is made."""
-    return f"{run}:{index}"
+def key_of(events: Sequence[Stored], index: int) -> str:
+    """The key under which every attempt at a call is made: the run that it was begun in first, and its number.
+
+    A fork makes the calls that it was copied with under the keys that they had, so that a service that does a thing once per
+    key does not do it once more; calls that it makes itself have keys of their own.
+    """
+    begun = next(one for one in reversed(events) if isinstance(one.event, ToolIntent) and one.event.index == index)
+    forks = (one.event for one in events if isinstance(one.event, RunForked))
+    return f"{next((fork.run for fork in forks if begun.sequence <= fork.sequence), begun.run)}:{index}"
+
+
+def until_begun(events: Sequence[Stored], index: int) -> Sequence[Stored]:
+    """The events up to the newest intent of call number *index*: whatever the call depends on, however often it is made."""
+    for place in range(len(events) - 1, -1, -1):
+        event = events[place].event
+        if isinstance(event, ToolIntent) and event.index == index:
+            return events[: place + 1]
+    return events
 
 
 @frozen
@@ -196,7 +234,7 @@ async def _ask(tool: Tool, function: object, state: CallState, tools: Registry, 
     from k2core.messages import ToolCall
 
     assert state.intent is not None and callable(function)
-    call = ToolCall(id=state.intent.call_id, name=state.intent.name, arguments=state.intent.arguments)
+    call = ToolCall(id=state.intent.call_id, name=state.intent.name, arguments=state.arguments)
     arguments = tools.arguments_of(call)
     with during(evolve(context, left_s=tool.timeout_s)):
         return await run_with_deadline(function, tool.timeout_s, **arguments)

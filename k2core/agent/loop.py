@@ -7,6 +7,7 @@ Read `Agent.stream` first, then its steps in their order, each in a file of its 
     answering    an answer, the verdict, a revision
     concluding   the final answer, or what is known when there is none
 
+Guards stand around each of them (`around`, `gating`, `guarding`), and a person where one is to approve (`approving`).
 The state that they share is `work.Work`. Everything that happens is appended to the journal before it is shown or acted upon:
 a call is dispatched only after its intent is durable, and an answer is final only after its event is.
 """
@@ -19,7 +20,9 @@ from typing import Any
 
 from attrs import define, evolve, field
 
+from k2core.agent import around, guarding, projection, resuming
 from k2core.agent.answering import answer_in_words
+from k2core.agent.approving import Approval, Asker
 from k2core.agent.budget import Budget, Limits
 from k2core.agent.calling import act
 from k2core.agent.concluding import ask_to_conclude, wind_down
@@ -30,10 +33,11 @@ from k2core.agent.steering import steer
 from k2core.agent.swap_events import following
 from k2core.agent.swaps import Swaps
 from k2core.agent.thinking import interrupted, think
+from k2core.agent.window import Window
 from k2core.agent.work import Work
-from k2core.errors import InputError, JournalError, K2Error
+from k2core.errors import InputError, JournalError, K2Error, said
 from k2core.events import Live, RunEnded, RunStarted, Stored
-from k2core.interfaces import ChatModel, GenerateOptions, Prices, Verifier
+from k2core.interfaces import Answer, ChatModel, GenerateOptions, Memory, Prices, Verifier
 from k2core.tools import Registry
 
 __all__ = ["Agent", "RunResult", "result_of"]
@@ -51,8 +55,13 @@ class Agent:
         limits: budgets of one question.
         options: sampling and the length of one turn.
         swaps: what carries out the session's parts by now; see `k2core.agent.swapping`.
+        memory: says what makes room when the model's context is nearly full.
         prices: of the model's tokens; the model's own unless given.
         made_of: what else a run should record of the session, for `k2 resume`; JSON values.
+        guards: asked around every step, turn, call and answer, in their order; see `k2core.guards`.
+        approval: what needs a person's approval.
+        asker: asks a person who is there; None lets the run wait for `k2core.agent.deciding.decide`.
+        waits: runs may wait for a person; what would have to is refused otherwise.
         last_run: the run of the question that was begun last, or that the next one goes on with; None before the first.
     """
 
@@ -63,8 +72,13 @@ class Agent:
     limits: Limits = field(factory=Limits)
     options: GenerateOptions = field(factory=GenerateOptions)
     swaps: Swaps = field(factory=Swaps)
+    memory: Memory = field(factory=Window)
     prices: Prices | None = None
     made_of: Mapping[str, Any] = field(factory=dict)
+    guards: Sequence[Any] = ()
+    approval: Approval = field(factory=Approval)
+    asker: Asker | None = None
+    waits: bool = True
     last_run: str | None = None
     _running: int = field(default=0, init=False)  # questions that are being worked on
     _writing: threading.Lock = field(factory=threading.Lock, init=False, repr=False, eq=False)  # swaps, between two questions
@@ -119,7 +133,12 @@ class Agent:
             options=self.options,
             budget=Budget(limits=self.limits, prices=self.prices or self.model.profile.prices),
             swaps=self.swaps,
+            memory=self.memory,
             made_of=self.made_of,
+            guards=tuple(self.guards),
+            approval=self.approval,
+            asker=self.asker,
+            waits=self.waits,
         )
         with self._writing:
             self._running += 1
@@ -131,6 +150,8 @@ class Agent:
             while not work.ended:
                 async for item in _step(work):
                     yield item
+            async for stored in _after_answer(work):
+                yield stored
         except (asyncio.CancelledError, GeneratorExit):
             if work.lease and not work.ended:
                 await asyncio.shield(work.append(*interrupted(work), RunEnded(status="cancelled", **work.totals())))
@@ -157,6 +178,7 @@ class Agent:
             options=self.options,
             budget=Budget(limits=self.limits),
             made_of={**self.made_of, **options},
+            guards=tuple(self.guards),
         )
         return work.run_started(question)
 
@@ -216,11 +238,60 @@ async def _step(work: Work) -> AsyncIterator[Stored | Live]:
                 yield stored
         async for stored in steer(work):
             yield stored
+        async for stored in around.before(work, "step"):
+            yield stored
+        if work.ended:
+            return
         work.words -= 1 if work.winding is not None else 0
-        async for item in think(work):
+        async for item in _think(work):
             yield item
         if work.turn is None:
             return
     turn, work.turn = work.turn, None
     async for stored in act(work, turn) if turn.calls else answer_in_words(work, turn):
         yield stored
+    for stored in [] if _is_waiting(work) else await _tell(work, "after_step"):
+        yield stored
+
+
+def _is_waiting(work: Work) -> bool:
+    """Whether the step goes on when a person has decided."""
+    last = work.events[-1].event
+    return work.ended and isinstance(last, RunEnded) and last.status == "waiting"
+
+
+async def _think(work: Work) -> AsyncIterator[Stored | Live]:
+    """One turn of the model, with the guards around it."""
+    async for stored in around.before(work, "model"):
+        yield stored
+    if work.ended:
+        return
+    try:
+        async for item in think(work):
+            yield item
+    except Exception as error:
+        with contextlib.suppress(JournalError):  # the first error is the one to tell
+            for stored in await _tell(work, "on_model_error", said(error)):
+                yield stored
+        raise
+    if work.turn is not None:
+        for stored in await _tell(work, "after_model", work.turn.message()):
+            yield stored
+    elif work.ended:  # the prompt does not fit
+        answer = resuming.last_answer(work.events)
+        for stored in await _tell(work, "on_model_error", "" if answer is None else answer.reason):
+            yield stored
+
+
+async def _after_answer(work: Work) -> AsyncIterator[Stored]:
+    """Tell the guards of the answer that the work has ended with."""
+    answer = resuming.last_answer(work.events) if work.guards else None
+    if answer is not None:
+        given, seen = Answer(text=answer.text, claims=answer.claims), projection.trajectory(work.events)
+        for stored in await guarding.tell(work, "after_answer", given, seen):
+            yield stored
+
+
+async def _tell(work: Work, hook: str, *more: Any) -> list[Stored]:
+    """Tell the guards of a step or of a turn."""
+    return await guarding.tell(work, hook, guarding.step_of(work), *more) if work.guards else []

@@ -4,7 +4,8 @@ Each trajectory is a run of its own in the same journal, so that it can be shown
 the question keeps which there are, what came of each and which answer was chosen. A question that was cut off goes on:
 trajectories that ended stay ended, the others are resumed.
 
-Only tools without side effects are offered: several trajectories must not do a thing several times.
+Only tools without side effects are offered: several trajectories must not do a thing several times. They wait for nobody, so
+tools that need a person's approval are not offered either.
 """
 
 import asyncio
@@ -138,7 +139,8 @@ class Paths:
             ]
             unsafe = self._unsafe()
             if unsafe:
-                what = f"several paths are offered no tools with side effects: {', '.join(unsafe)} are left out"
+                kept = "no tools with side effects or in need of approval"
+                what = f"several paths are offered {kept}: {', '.join(unsafe)} are left out"
                 fresh.append(Warned(text=what))
         else:
             fresh.append(RunResumed(limits=agent.limits.by_name()))
@@ -206,13 +208,18 @@ class Paths:
             journal=agent.journal,
             limits=limits,
             options=evolve(agent.options, path=started.path, temperature=started.temperature),
+            memory=agent.memory,
             prices=agent.prices,
             made_of={**agent.made_of, "path": started.path},
+            guards=agent.guards,
+            approval=agent.approval,
+            waits=False,
         )
 
     def _unsafe(self) -> list[str]:
         tools = (self.agent.tools.get(name) for name in self.agent.tools.names())
-        return [one.name for one in tools if not one.control and one.effect not in SAFE]
+        approved = self.agent.approval.classes
+        return [one.name for one in tools if not one.control and (one.effect not in SAFE or one.effect in approved)]
 
     def _ended(self, started: PathStarted) -> PathEnded:
         """What the trajectory's own run says of its end."""

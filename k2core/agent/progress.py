@@ -28,6 +28,7 @@ GROWN = 3  # characters from which on an argument counts that is contained in th
 NOT_MADE = "same_as"  # in a result's details: the call was answered from the log, or refused, because it brings nothing new
 LOOKING: tuple[Effect, ...] = ("pure", "read")
 ASIDE = ("answer",)  # has limits of its own
+KNOWN = ("recall",)  # what it brings is nothing new, and no fault either where it is asked for the first time
 
 
 @define
@@ -79,6 +80,8 @@ class Progress:
         before = self.made.get(call)
         if before is not None and before[1] == text:
             step = 1.0
+        elif intent.name in KNOWN:
+            step = 0.0
         elif before is None and outcome in self._outcomes and intent.effect in LOOKING:
             step = 1.0 if self._is_grown(call) else SIMILAR
         else:

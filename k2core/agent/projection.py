@@ -7,8 +7,11 @@ missing (the run was cut there) gets an ``error: interrupted`` result, so that w
 import json
 from collections.abc import Iterable, Sequence
 
+from k2core.agent.kept import kept_text, makes_room
 from k2core.events import (
     AnswerGiven,
+    Event,
+    GuardActed,
     MessageAdded,
     ResultsHidden,
     RunResumed,
@@ -35,10 +38,11 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
         closed: whether calls of the newest turn that have no result get one; without, they are still to be carried out.
     """
     events = list(events)
-    hidden = {one for stored in events if isinstance(stored.event, ResultsHidden) for one in stored.event.calls}
+    hidden = hidden_results(events)
     unseen, dropped = gone(events), _dropped(events)
     called = 0  # so far
     is_heard = False  # the last message is of an interrupted turn, or of an interrupted end
+    asked = place = 0  # behind the newest question, and where that was when room was made last
     out: list[Message] = []
     open_calls: list[ToolCall] = []
 
@@ -49,12 +53,14 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
 
     for stored in events:
         event = stored.event
+        place = asked if makes_room(event) else place
         if isinstance(event, MessageAdded):
             if stored.sequence in dropped:
                 continue
             is_heard = event.role == "assistant"  # until its answer follows
             close()
             out.append(event.message())
+            asked = len(out) if event.role == "user" else asked
         elif isinstance(event, AnswerGiven):
             is_heard = False
         elif isinstance(event, TurnEnded):
@@ -78,7 +84,20 @@ def messages(events: Iterable[Stored], *, closed: bool = True) -> list[Message]:
             out.append(tool_message(event.call_id, event.name, text))
     if closed:
         close()
+    if place and (kept := kept_text(events, unseen)):
+        out.insert(place, Message(role="system", name="framework", content=kept))
     return out
+
+
+def hidden_results(events: Iterable[Stored]) -> frozenset[int]:
+    """Numbers of the calls whose results the model no longer sees, whether their steps are shown or not."""
+    found: set[int] = set()
+    for stored in events:
+        if isinstance(stored.event, ResultsHidden):
+            found.update(stored.event.calls)
+        elif isinstance(stored.event, StepsLeftOut):
+            found.update(stored.event.hidden)
+    return frozenset(found)
 
 
 def gone(events: Iterable[Stored]) -> frozenset[int]:
@@ -122,8 +141,8 @@ def trajectory(events: Sequence[Stored]) -> Trajectory:
         if isinstance(event, MessageAdded) and event.role == "user":
             questions.append(event.content)
             question_event = stored.sequence
-        elif isinstance(event, ToolIntent):
-            arguments[event.index] = event.arguments
+        elif (made := made_with(event)) is not None:
+            arguments.update(made)
         elif isinstance(event, ToolReturned) and event.name not in CONTROL_NAMES:
             observations.append(
                 Observation(
@@ -138,14 +157,23 @@ def trajectory(events: Sequence[Stored]) -> Trajectory:
     return Trajectory(question="\n".join(questions), question_event=question_event, observations=tuple(observations))
 
 
+def made_with(event: Event) -> dict[int, str] | None:
+    """What an event says of the arguments that a call is made with: the model's own, or what a guard made of them."""
+    if isinstance(event, ToolIntent):
+        return {event.index: event.arguments}
+    if isinstance(event, GuardActed) and (event.action, event.hook) == ("changed", "before_call") and event.index is not None:
+        return {event.index: event.after}
+    return None
+
+
 def past_calls(events: Iterable[Stored], name: str) -> tuple[PastCall, ...]:
     """The calls of one tool that returned something, in order; arguments that are no JSON object are left empty."""
     arguments: dict[int, str] = {}
     past: list[PastCall] = []
     for stored in events:
         event = stored.event
-        if isinstance(event, ToolIntent):
-            arguments[event.index] = event.arguments
+        if (made := made_with(event)) is not None:
+            arguments.update(made)
         elif isinstance(event, ToolReturned) and event.name == name:
             try:
                 given = json.loads(arguments.get(event.index, "{}"))

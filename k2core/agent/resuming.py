@@ -13,10 +13,16 @@ from k2core.errors import InputError
 from k2core.events import (
     AnswerGiven,
     BudgetReached,
+    CallDecided,
+    DecisionNeeded,
+    GuardActed,
     MessageAdded,
+    ResultsHidden,
     RunEnded,
+    RunForked,
     RunResumed,
     RunStarted,
+    StepsLeftOut,
     Stored,
     ToolIntent,
     ToolReturned,
@@ -35,7 +41,7 @@ class Spent:
 
     Attributes:
         calls: begun.
-        usages: of its turns.
+        usages: of its turns, and of what a memory asked the model.
         tokens: generated.
         seconds: of work; while nobody worked on it no time passed.
         attempts: answers that were verified.
@@ -138,6 +144,7 @@ def spent(events: Sequence[Stored]) -> Spent:
     """What the last question has used."""
     asked = of_question(events)
     turns = [one.event for one in asked if isinstance(one.event, TurnEnded)]
+    usages = tuple(one.event.usage for one in asked if isinstance(one.event, TurnEnded | ResultsHidden | StepsLeftOut))
     silences = 0
     for turn in reversed(turns):
         if turn.finish_reason == "cancelled":
@@ -146,27 +153,31 @@ def spent(events: Sequence[Stored]) -> Spent:
             break
         silences += 1
     return Spent(
-        calls=sum(isinstance(one.event, ToolIntent) for one in asked) - sum(_is_not_run(one.event) for one in asked),
-        usages=tuple(turn.usage for turn in turns),
-        tokens=sum(turn.usage.completion_tokens for turn in turns),
+        calls=sum(isinstance(one.event, ToolIntent) for one in asked) - _not_run(asked),
+        usages=usages,
+        tokens=sum(usage.completion_tokens for usage in usages),
         seconds=_worked(asked),
         attempts=sum(isinstance(one.event, VerdictGiven) for one in asked),
         silences=silences,
     )
 
 
-def _is_not_run(event: object) -> bool:
-    return isinstance(event, ToolReturned) and event.text.startswith(NOT_RUN)
+def _not_run(events: Sequence[Stored]) -> int:
+    """Calls that were not made for want of a budget; those that a guard refused, or a person, count like any other."""
+    refused = {one.event.index for one in events if isinstance(one.event, GuardActed) and one.event.action == "refused"}
+    refused |= {one.event.index for one in events if isinstance(one.event, CallDecided) and one.event.decision == "deny"}
+    found = [one.event for one in events if isinstance(one.event, ToolReturned) and one.event.text.startswith(NOT_RUN)]
+    return sum(one.index not in refused for one in found)
 
 
 def _worked(events: Sequence[Stored]) -> float:
-    """Seconds between events while somebody worked on the question."""
+    """Seconds between events while somebody worked on the question; how long a person took to decide is left out."""
     total, before = 0.0, None
     for stored in events:
         moment = _moment(stored.time)
-        if before is not None and moment is not None and not isinstance(stored.event, RunResumed):
+        if before is not None and moment is not None and not isinstance(stored.event, RunResumed | RunForked):
             total += max(0.0, (moment - before).total_seconds())
-        before = None if isinstance(stored.event, RunEnded) else moment
+        before = None if isinstance(stored.event, RunEnded | DecisionNeeded) else moment
     return round(total, 3)
 
 

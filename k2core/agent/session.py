@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve, field
 
+from k2core.agent.approving import Approval
 from k2core.agent.choice import Choice
-from k2core.agent.control import ANSWER, NOTE, control_tools
+from k2core.agent.control import ANSWER, NOTE, RECALL, control_tools
 from k2core.agent.journal import Journal, default_path
 from k2core.agent.loop import Agent
+from k2core.agent.memories import memory_of
 from k2core.agent.placement import is_at, load_model, open_model, usable
 from k2core.agent.swapping import SessionTokenizers, SessionTools, SessionVerifiers
 from k2core.agent.swaps import Swaps
@@ -77,10 +79,11 @@ class Session:
             progress: called with (what, done, total) while something slow happens.
 
         Raises:
-            UnknownName: no such model, backend or tool; names the nearest.
+            UnknownName: no such model, backend, tool or memory; names the nearest.
             Unavailable: the backend cannot work here.
             CheckpointError: the checkpoint is malformed.
             InputError: the documents folder is missing.
+            UsageError: there is no such class of effects to approve.
         """
         choice = choice or Choice()
         plugins = plugins or Plugins.discover()
@@ -94,7 +97,8 @@ class Session:
         context = tool_context(choice, opened)
         chat = model or open_model(plugins, choice, progress=progress)
         opened.callback(chat.close)
-        registry_tools = tools_in(plugins, choice, context, chat.profile.controls)
+        memory = memory_of(plugins, choice.memory, chat.profile)
+        registry_tools = tools_in(plugins, choice, context, chat.profile.controls, recalls=memory.recalls)
         options = GenerateOptions(
             max_tokens=choice.max_tokens,
             temperature=chat.profile.temperature if choice.temperature is None else choice.temperature,
@@ -113,8 +117,11 @@ class Session:
             limits=choice.limits,
             options=options,
             swaps=swaps,
+            memory=memory,
             prices=choice.prices,
-            made_of=made_of(choice),
+            made_of={**made_of(choice), "memory": memory.name},
+            guards=plugins.guards(),
+            approval=Approval.of(choice.approve, trust=choice.trust),
         )
         return cls(
             agent=agent,
@@ -235,6 +242,8 @@ def made_of(choice: Choice) -> dict[str, Any]:
         **{name: str(path.absolute()) for name, path in folders.items() if path is not None},
         **{name: value for name, value in (("device", choice.device), ("moe", choice.moe)) if value is not None},
         "sandbox": choice.sandbox,
+        **({"approve": list(choice.approve)} if choice.approve else {}),
+        **({"trust": True} if choice.trust else {}),
     }
 
 
@@ -243,7 +252,9 @@ def session_tools(plugins: Plugins, choice: Choice, closing: ExitStack) -> list[
     return tools_in(plugins, choice, tool_context(choice, closing))
 
 
-def tools_in(plugins: Plugins, choice: Choice, context: ToolContext, controls: Sequence[str] | None = ()) -> list[Any]:
+def tools_in(
+    plugins: Plugins, choice: Choice, context: ToolContext, controls: Sequence[str] | None = (), *, recalls: bool = False
+) -> list[Any]:
     """Control tools and the tools that *choice* names, made in *context*.
 
     Args:
@@ -251,8 +262,10 @@ def tools_in(plugins: Plugins, choice: Choice, context: ToolContext, controls: S
         choice: names them.
         context: what their factories may ask for.
         controls: control tools beside `answer` and `note`; None is all.
+        recalls: whether the memory wants `recall` to be among them.
     """
-    control = control_tools(CONTROL_NAMES if controls is None else (ANSWER, NOTE, *controls))
+    names = CONTROL_NAMES if controls is None else (ANSWER, NOTE, *controls)
+    control = control_tools([name for name in names if recalls or name != RECALL])
     wanted: Iterable[str] | None = None
     if choice.tools is not None:
         wanted = [name for name in choice.tools if name not in CONTROL_NAMES]

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -126,5 +127,10 @@ class Swaps:
 
 def declaration_hash(one: Tool) -> str:
     """Sha256 (hex) of what the model is told of a tool, as canonical JSON."""
-    canonical = json.dumps(one.declaration(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return declarations_hash(one.declaration())
+
+
+def declarations_hash(declared: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> str:
+    """The same of one declaration, or of a list of them."""
+    canonical = json.dumps(declared, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()

@@ -7,12 +7,14 @@ from typing import TypeVar
 
 from attrs import evolve
 
-from k2core.agent import projection, window
+from k2core.agent import asked, projection
 from k2core.agent.concluding import wind_down
 from k2core.agent.control import ANSWER
+from k2core.agent.remembering import make_room
 from k2core.agent.work import Work
 from k2core.errors import CapacityError
-from k2core.events import Event, Live, ResultsHidden, StepsLeftOut, Stored, TurnEnded
+from k2core.events import Live, Stored, TurnEnded
+from k2core.interfaces import GenerateOptions
 from k2core.messages import ContentDelta, Delta, ReasoningDelta, TurnEnd
 
 Part = TypeVar("Part")
@@ -24,12 +26,13 @@ async def think(work: Work) -> AsyncIterator[Stored | Live]:
     Afterwards `Work.turn` is the turn to act upon. It is None where the seconds ran out in the middle (what was heard is
     stored, and the next step winds down), and where the prompt does not fit (the run has ended).
     """
-    for stored in await _make_room(work):
-        yield stored
+    async for item in make_room(work):
+        yield item
     end: TurnEnd | None = None
     work.turn, work.heard = None, []
+    options, names = _options(work), work.tools.names()
     try:
-        async with _closing(_parts(work)) as parts:
+        async with _closing(_parts(work, options)) as parts:
             async for part in parts:
                 if isinstance(part, TurnEnd):
                     end = part
@@ -52,6 +55,7 @@ async def think(work: Work) -> AsyncIterator[Stored | Live]:
         token_ids=end.message.token_ids,
         finish_reason=end.finish_reason,
         usage=end.usage,
+        options=asked.written(options, names, work.events),
     )
     work.heard = []
     work.budget.spend(end.usage)
@@ -69,27 +73,11 @@ def interrupted(work: Work) -> list[TurnEnded]:
     return [TurnEnded(reasoning=reasoning, content=content, finish_reason="cancelled")] if reasoning or content else []
 
 
-async def _make_room(work: Work) -> list[Stored]:
-    """Hide the oldest tool results, then leave out the oldest steps, in one block, when the context is nearly full."""
-    turns = [stored.event for stored in work.events if isinstance(stored.event, TurnEnded)]
-    if not turns:
-        return []
-    room = window.make_room(work.messages, turns[-1].usage, work.model.profile.context, gone=projection.gone(work.events))
-    if room is None:
-        return []
-    fresh: list[Event] = [ResultsHidden(calls=room.hidden)] if room.hidden else []
-    if room.left_out:
-        fresh.append(StepsLeftOut(through=room.left_out - 1))
-    stored = await work.append(*fresh)
-    work.messages = projection.messages(work.events)
-    return stored
-
-
-async def _parts(work: Work) -> AsyncIterator[Delta | TurnEnd]:
-    """The model's parts, until the turn ends or the seconds run out."""
+def _options(work: Work) -> GenerateOptions:
+    """What the next turn is held to."""
     concluding = work.winding is not None
     most = work.budget.tokens_left(reserve=concluding)
-    options = evolve(
+    return evolve(
         work.options,
         max_tokens=work.options.max_tokens if most is None else min(most, work.options.max_tokens),
         max_reasoning_tokens=work.budget.reasoning_left(reserve=concluding),
@@ -98,6 +86,11 @@ async def _parts(work: Work) -> AsyncIterator[Delta | TurnEnd]:
         forbidden_tools=(*work.options.forbidden_tools, *work.forbidden.tools),
         forbidden_calls=(*work.options.forbidden_calls, *work.forbidden.calls),
     )
+
+
+async def _parts(work: Work, options: GenerateOptions) -> AsyncIterator[Delta | TurnEnd]:
+    """The model's parts, until the turn ends or the seconds run out."""
+    concluding = work.winding is not None
     async with _closing(work.model.generate(work.messages, work.tools.declarations(), options)) as parts:
         while True:
             try:

@@ -5,8 +5,6 @@ through `Work.append` or `Work.record`, which return when it is durable in the j
 """
 
 import asyncio
-import hashlib
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,14 +13,17 @@ from attrs import define, field, frozen
 
 import k2core
 from k2core.agent import projection, resuming
+from k2core.agent.approving import Approval, Asker
 from k2core.agent.blobs import Blobs
 from k2core.agent.budget import Budget, Reached
+from k2core.agent.guarding import name_of
 from k2core.agent.journal import Journal
 from k2core.agent.lease import Lease
 from k2core.agent.progress import Progress, canonical
 from k2core.agent.prompts import SYSTEM
 from k2core.agent.swap_events import following, in_force
-from k2core.agent.swaps import Swaps
+from k2core.agent.swaps import Swaps, declarations_hash
+from k2core.agent.window import Window
 from k2core.errors import InputError, JournalError, UsageError
 from k2core.events import (
     AnswerGiven,
@@ -39,7 +40,7 @@ from k2core.events import (
     TurnEnded,
     Warned,
 )
-from k2core.interfaces import ChatModel, GenerateOptions, ToolResult, Verifier
+from k2core.interfaces import ChatModel, GenerateOptions, Memory, ToolResult, Verifier
 from k2core.messages import Delta, Message, ToolCall
 from k2core.tools import Registry
 
@@ -69,6 +70,7 @@ class Work:
         options: sampling and the length of one turn.
         budget: what the question may use and has used.
         swaps: what carries out the session's parts by now.
+        memory: says what makes room when the model's context is nearly full.
         made_of: see `Agent.made_of`.
         run: the run's id; empty before `begin`.
         events: of the run so far, those of earlier questions included.
@@ -81,6 +83,10 @@ class Work:
         words: turns that the model may still use to conclude, once it was told.
         progress: whether calls still bring anything new.
         forbidden: what the next turn may not call.
+        guards: asked around steps, turns, calls and answers.
+        approval: what needs a person's approval.
+        asker: asks a person who is there; None where the run waits.
+        waits: the run may wait for a person; what would have to is refused otherwise.
         wished: number of the newest wish that was heard, None before the first look.
         ended: the run's end is in the journal.
         lease: the right to write to the run.
@@ -93,6 +99,7 @@ class Work:
     options: GenerateOptions
     budget: Budget
     swaps: Swaps = field(factory=Swaps)
+    memory: Memory = field(factory=Window)
     made_of: Mapping[str, Any] = field(factory=dict)
     run: str = ""
     events: list[Stored] = field(factory=list)
@@ -105,6 +112,10 @@ class Work:
     words: int = 0
     progress: Progress = field(factory=Progress)
     forbidden: Forbidden = field(factory=Forbidden)
+    guards: Sequence[Any] = ()
+    approval: Approval = field(factory=Approval)
+    asker: Asker | None = None
+    waits: bool = True
     wished: int | None = None
     ended: bool = False
     lease: Lease | None = None
@@ -243,6 +254,7 @@ class Work:
             truncated=result.truncated,
             files=tuple(files),
             details=result.details,
+            untrusted=result.untrusted,
         )
         (stored,) = await self.append(returned)
         self.messages.append(projection.tool_message(call.id, call.name, result.text))
@@ -273,7 +285,6 @@ class Work:
 
     def run_started(self, question: str) -> RunStarted:
         """What the run begins with."""
-        declarations = json.dumps(self.tools.declarations(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         limits, options = self.budget.limits, self.options
         return RunStarted(
             question=question,
@@ -281,7 +292,7 @@ class Work:
             seed=options.seed,
             limits=limits.by_name(),
             tools=self.tools.names(),
-            declarations_hash=hashlib.sha256(declarations.encode()).hexdigest(),
+            declarations_hash=declarations_hash(self.tools.declarations()),
             versions=_versions(),
             options={
                 "max_tokens": options.max_tokens,
@@ -290,6 +301,7 @@ class Work:
                 "min_p": options.min_p,
                 "masks": options.masks,
                 **self.made_of,
+                **({"guards": [name_of(one) for one in self.guards]} if self.guards else {}),
             },
         )
 

@@ -27,6 +27,7 @@ def work_on(
     *,
     known: str | None,
     before: Sequence[Stored] = (),
+    earlier: Sequence[Stored] = (),
     as_json: bool,
 ) -> int:
     """Open a session and let its agent work; the exit code.
@@ -38,6 +39,7 @@ def work_on(
         stream: what the agent is to do.
         known: a run that goes on; its earlier calls can be named as evidence.
         before: what the question's result counts already, where it goes on.
+        earlier: events of a run that is still to be written, whose calls can be named too.
         as_json: one object on stdout and nothing on stderr.
     """
     store = settings.values["store"]
@@ -45,8 +47,8 @@ def work_on(
     with asking.open_session(choice, app.plugins(), display) as session, asyncio.Runner() as runner:
         model: ChatModel = session.agent.model
         identity = dict(model.identity())
-        if known is not None and display is not None:
-            display.remember(session.agent.journal.events(known))
+        if display is not None:
+            display.remember(earlier if known is None else session.agent.journal.events(known))
         asked = asking.Asked(run=known, events=list(before))
         try:
             asking.ask(runner, session, stream(session.agent), asked, display, app.caught)

@@ -13,6 +13,7 @@ from k2core.agent import ledger
 from k2core.agent.journal import Journal
 from k2core.agent.loop import RunResult, result_of
 from k2core.agent.session import Choice, Session
+from k2core.cli.approving import terminal_asker
 from k2core.cli.display import Display
 from k2core.cli.hits import told_hits
 from k2core.cli.limits import LIMITS
@@ -46,7 +47,7 @@ class Asked:
 
 
 def open_session(choice: Choice, plugins: Plugins, display: Display | None) -> Session:
-    """Load everything; what takes long is shown as it goes on."""
+    """Load everything; what takes long is shown as it goes on. Where a person is there to be asked, the agent may ask."""
     from k2core.events import StatusLine
 
     def progress(what: str, done: int, total: int) -> None:
@@ -55,7 +56,9 @@ def open_session(choice: Choice, plugins: Plugins, display: Display | None) -> S
 
     try:
         with strangers_code():
-            return Session.open(choice, plugins=plugins, progress=progress)
+            session = Session.open(choice, plugins=plugins, progress=progress)
+        session.agent.asker = None if display is None else terminal_asker()
+        return session
     finally:
         if display is not None:
             display.screen.status(None)
@@ -146,6 +149,7 @@ def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str,
             for number, claim in enumerate(answer.claims)
         ],
         "calls": calls,
+        "decisions": [_decision(index, state) for index, state in ledger.waiting(asked.events).items()],
         "paths": [
             {"path": one.path, "run": one.run, "status": one.status, "answer": one.text, "key": one.key}
             for one in events
@@ -180,6 +184,20 @@ def to_json(asked: Asked, result: RunResult, model: dict[str, str]) -> dict[str,
         "backend": model.get("backend", ""),
         "numerics": model.get("numerics", ""),
         "placement": asked.placement,
+    }
+
+
+def _decision(index: int, state: ledger.CallState) -> dict[str, Any]:
+    """What a person is to decide."""
+    needed = state.needed
+    assert needed is not None
+    return {
+        "index": index,
+        "about": needed.about,
+        "name": None if state.intent is None else state.intent.name,
+        "arguments": _parsed(needed.arguments or state.arguments),
+        "why": needed.why,
+        "options": list(needed.options),
     }
 
 

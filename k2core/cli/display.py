@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import define, field
 
+from k2core.agent.approving import exact, visible
 from k2core.agent.control import ANSWER
 from k2core.cli.screen import Screen, Spans
 from k2core.cli.text import arguments_text, counted, cut, joined, one_line, to_json
@@ -15,6 +16,7 @@ from k2core.events import (
     CallDecided,
     DecisionNeeded,
     Event,
+    GuardActed,
     HypothesisStated,
     LimitsChanged,
     Live,
@@ -25,8 +27,10 @@ from k2core.events import (
     PathChosen,
     PathEnded,
     PlanMade,
+    Recalled,
     ResultsHidden,
     RunEnded,
+    RunForked,
     RunResumed,
     RunStarted,
     Stalled,
@@ -35,6 +39,7 @@ from k2core.events import (
     Stored,
     Swapped,
     ToolAgain,
+    ToolBegun,
     ToolIntent,
     ToolReturned,
     TurnEnded,
@@ -88,6 +93,7 @@ class Display:
     _indices: dict[int, int] = field(factory=dict, init=False)  # event of a result -> the call's number
     _results: dict[int, str] = field(factory=dict, init=False)  # the call's number -> what came back
     _running: str = field(default="", init=False)  # the tool whose result is awaited
+    _answer: str = field(default="", init=False)  # the text of the newest answer
 
     def show(self, item: Stored | Live) -> None:
         """Show one item of the agent's stream, or of the journal."""
@@ -114,6 +120,7 @@ class Display:
             limit = 100_000 if self.whole else 300
             text = one_line(_asked(event, self.whole), limit)
             self._calls[event.index], self._running = f"{event.name} {text}", event.name
+            self._answer = _answer_of(event) or self._answer
             self._block(sequence, f"call {event.index}", [(event.name, "cyan"), (f" {text}", "")], "cyan")
         elif isinstance(event, ToolReturned):
             self._returned(sequence, event)
@@ -130,10 +137,13 @@ class Display:
             self._block(sequence, "note", [(self._cut(event.text), "")], "cyan")
         elif isinstance(event, ResultsHidden):
             line = f"{counted(len(event.calls), 'old result')}, for room in the model's context"
-            self._block(sequence, "hidden", [(line, "dim")], "dim")
+            self._room(sequence, "hidden", line, event)
         elif isinstance(event, StepsLeftOut):
             line = f"steps up to call {event.through}, for room in the model's context"
-            self._block(sequence, "left out", [(line, "dim")], "dim")
+            self._room(sequence, "left out", line, event)
+        elif isinstance(event, Recalled):
+            line = f"the result of call {event.call}, {counted(event.characters, 'character')}"
+            self._block(sequence, "recall", [(line, "dim")], "dim")
         elif isinstance(event, Swapped):
             told = "" if event.same_prompt else "; it waited for this question, whose prompt begins anew"
             line = f"{event.what} {event.name} is carried out by {event.new} from here on (before: {event.old}){told}"
@@ -168,17 +178,39 @@ class Display:
             self._block(sequence, "budget", [(f"from here on {_limits(event.limits)}", "yellow")], "yellow")
         elif isinstance(event, ToolAgain):
             self._block(sequence, f"again {event.index}", [(f"attempt {event.attempt}: {event.why}", "yellow")], "yellow")
+        elif isinstance(event, ToolBegun):
+            self._block(sequence, f"begun {event.index}", [("as approved", "")], "yellow")
         elif isinstance(event, DecisionNeeded):
-            self._block(sequence, f"decide {event.index}", [(event.why, "yellow")], "yellow")
+            self._needed(sequence, event)
+        elif isinstance(event, GuardActed):
+            spans = [(told_guard(event), "yellow" if event.action == "failed" else ""), (_change(event, self.whole), "dim")]
+            self._block(sequence, "guard", spans, "yellow")
         elif isinstance(event, CallDecided):
-            told = f": {self._cut(event.text)}" if event.decision == "happened" else ""
+            told = f": {self._cut(event.text)}" if event.text and event.decision in ("happened", "approve", "deny") else ""
             self._block(sequence, f"decided {event.index}", [(f"{event.decision}, by {event.by}{told}", "")], "yellow")
         elif self.whole:
             self._of_the_log(sequence, event)
         elif isinstance(event, MessageAdded) and event.name == "framework":
             self._block(sequence, "told", [(self._cut(event.content), "")], "yellow")
 
+    def _room(self, sequence: int, label: str, line: str, event: ResultsHidden | StepsLeftOut) -> None:
+        """What was taken from the model's context, and what stands for it."""
+        kept = "\n".join([*event.pinned, *([event.text] if event.text else [])])
+        self._block(sequence, label, [(line, "dim"), (f"\n{self._cut(kept)}" if kept else "", "")], "dim")
+
+    def _needed(self, sequence: int, event: DecisionNeeded) -> None:
+        """What is to be decided; of what is to be approved, all of it, and nothing of it hidden."""
+        label = f"{'approve' if 'approve' in event.options else 'decide'} {event.index}"
+        spans = [(event.why, "yellow")]
+        if event.about == "answer":
+            spans.insert(0, (f"{visible(self._answer)}\n", ""))
+        elif event.about == "call" and event.arguments:
+            name = self._calls.get(event.index, "").partition(" ")[0]
+            spans = [(f"{name} ", "cyan"), (f"{exact(event.arguments)}\n", ""), *spans]
+        self._block(sequence, label, spans, "yellow")
+
     def _turn(self, sequence: int, event: TurnEnded) -> None:
+        self._answer = event.content.strip()
         thinking = (event.reasoning or "").strip()
         if thinking and self.reasoning and not self._streamed:
             self._block(sequence, "think", [(thinking if self.whole else self._cut(thinking, 12), "dim")], "dim")
@@ -252,6 +284,11 @@ class Display:
             self._block(sequence, "model", [(joined(parts, self.screen.width), "")], "bold")
         elif isinstance(event, RunResumed):
             self._block(sequence, "resumed", [(_limits(event.limits), "dim")], "bold")
+        elif isinstance(event, RunForked):
+            told = [f"all before is that of {event.run} up to event {event.sequence}"]
+            told += [] if event.replaced is None else [f"the result of call {event.replaced} given by hand"]
+            told += [] if event.seed is None else [f"seed {event.seed}"]
+            self._block(sequence, "forked", [(joined(told, self.screen.width), "")], "bold")
         elif isinstance(event, UnknownEvent):
             self._block(sequence, event.kind, [("written by another version of k2core; see --json", "dim")], "dim")
 
@@ -327,6 +364,27 @@ def _asked(event: ToolIntent, whole: bool) -> str:
         except (ValueError, RecursionError, LookupError, TypeError):
             pass  # the registry tells the model what is wrong with it; it is shown as it was written
     return arguments_text(event.arguments)
+
+
+def _answer_of(event: ToolIntent) -> str:
+    """The text of a call of `answer`, whole."""
+    try:
+        return str(json.loads(event.arguments)["text"]) if event.name == ANSWER else ""
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return event.arguments
+
+
+def told_guard(event: GuardActed) -> str:
+    """What a guard did, in words."""
+    what = {"before_call": "call", "after_call": "the result of call", "on_call_error": "the error of call"}.get(event.hook)
+    about = f"{what} {event.index}" if what is not None else event.hook.replace("_", " ")
+    done = {"refused": "refused", "asked": "asks for approval of", "changed": "changed", "failed": "failed at"}[event.action]
+    return f"{event.guard or 'approval'} {done} {about}: {event.why}"
+
+
+def _change(event: GuardActed, whole: bool) -> str:
+    """What became of what, where a guard changed something and everything is shown."""
+    return f"\nbefore: {visible(event.before)}\nafter:  {visible(event.after)}" if whole and event.action == "changed" else ""
 
 
 def unique(findings: Sequence[Finding]) -> list[Finding]:

@@ -1,7 +1,7 @@
 """Options that several commands share, and the session they lead to."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from k2core.agent.session import Choice
     from k2core.cli.settings import Settings
+    from k2core.events import Stored
     from k2core.plugins import Plugins
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -52,6 +53,15 @@ def session_options(*, goes_on: bool = True) -> Callable[[F], F]:
         click.option("--docs", metavar="FOLDER", help="Folder for the tools that search and read."),
         click.option("--workspace", metavar="FOLDER", help="Folder for the tools that run code and write files."),
         click.option("--sandbox", metavar="LEVEL", help="Isolation of code: strong (the default), wasm, reduced."),
+        click.option(
+            "--approve",
+            multiple=True,
+            metavar="CLASS",
+            help="Ask before calls with this effect: pure, read, idempotent, reversible, external; all; none; repeat it.",
+        ),
+        click.option(
+            "--trust", flag_value=True, default=None, type=bool, help="Do not ask before calls because of untrusted content."
+        ),
         click.option("--seed", type=int, metavar="N", help="Seed of the sampler."),
         click.option("--temperature", type=float, metavar="X", help="0 is greedy."),
         click.option("--top-p", type=float, metavar="X", help="Nucleus sampling; 1 is off."),
@@ -59,6 +69,7 @@ def session_options(*, goes_on: bool = True) -> Callable[[F], F]:
         click.option("--max-tokens", type=int, metavar="N", help="Most tokens of one turn."),
         click.option("--no-masks", "masks", flag_value=False, default=None, type=bool, help="Let the model write any token."),
         click.option("--drafts", type=int, metavar="N", help="Tokens guessed ahead per step; 0 is off."),
+        click.option("--memory", metavar="NAME", help="What makes room in its context: rules, model, window."),
         click.option("--cache-mb", type=int, metavar="N", help="Limit of the model's cache memory."),
         click.option("--effort", metavar="LEVEL", help="Budgets: low, medium (the default), high, max."),
         *budget_options(),
@@ -82,10 +93,12 @@ def session_options(*, goes_on: bool = True) -> Callable[[F], F]:
     return decorate
 
 
-def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) -> tuple["Choice", str | None]:
+def choice_of(
+    settings: "Settings", plugins: "Plugins", run: str | None = None, *, events: "Sequence[Stored]" = ()
+) -> tuple["Choice", str | None]:
     """What a session is made of, and the full id of the run to continue.
 
-    A continued run keeps its model and backend unless others were asked for.
+    A continued run keeps its model and backend unless others were asked for, and so does one that goes on from *events*.
     """
     from k2core.agent.journal import Journal
     from k2core.agent.session import Choice
@@ -97,6 +110,7 @@ def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) 
     if run is not None:
         with Journal.open(settings["store"]) as journal:
             events = journal.events(run)
+    if events:
         full = events[0].run
         started = next((one.event for one in events if isinstance(one.event, RunStarted)), None)
         recorded = dict(started.model) if started is not None else {}
@@ -129,7 +143,10 @@ def choice_of(settings: "Settings", plugins: "Plugins", run: str | None = None) 
         seed=settings["seed"],
         masks=settings["masks"],
         drafts=settings["drafts"],
+        memory=settings["memory"],
         cache_bytes=None if settings["cache_mb"] is None else settings["cache_mb"] * 10**6,
+        approve=settings["approve"],
+        trust=settings["trust"],
     )
     return choice, full
 

@@ -53,18 +53,23 @@ def doctor(ctx: click.Context, app: App, as_json: bool) -> None:
     A backend that is not available on this machine is named, but is nothing wrong.
     """
     from k2core.interfaces import NotAvailable, ToolContext
+    from k2core.plugins import guard_of
 
     found = app.plugins()
     checks = [_check("plugin", one.name, one.name, one.reason) for one in found.reports if one.status == "failed"] + [
         _check("command", one["name"], one["origin"], one["reason"]) for one in _commands()
     ]
     others = ("tool implementation", "verifier implementation")
-    for kind in ("backend", "chat format", "evaluation", "model", "tokenizer", "tool", "verifier", *others):
+    for kind in ("backend", "chat format", "evaluation", "guard", "memory", "model", "tokenizer", "tool", "verifier", *others):
         for entry in found.entries(kind):
             note = ""
             reason = fault(entry.load) if entry.target is not None else ""
             if not reason and kind == "tool" and not entry.needs:
                 reason = fault(partial(found.tools, ToolContext(), [entry.name]))
+            if not reason and kind == "memory":
+                reason = fault(partial(found.memory, entry.name))
+            if not reason and kind == "guard":
+                reason = fault(partial(guard_of, entry))
             if not reason and kind == "model" and entry.target is None:
                 checkpoint = Path(entry.options["checkpoint"])
                 reason = "" if checkpoint.is_dir() else f"there is no folder {checkpoint}"

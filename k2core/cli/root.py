@@ -5,7 +5,8 @@ entry points of the group ``k2core.commands`` (a click command each), loaded one
 that is broken fails alone, and ``k2 plugins`` lists it with the reason.
 
 Exit codes: 0 answered or done, 1 other failures, 2 usage, 3 a budget ended the work with a partial answer, 4 verification
-failed, 5 no model or backend, 6 the model declined, 7 a call waits for a person's decision, 130 Ctrl-C.
+failed or two things that were compared differ, 5 no model or backend, 6 the model declined, 7 a call waits for a person's
+decision, 130 Ctrl-C.
 """
 
 import sys
@@ -26,6 +27,7 @@ COMMANDS = {  # name: (where it is, what --help says)
     "run": ("k2core.cli.run:run", "Answer one question."),
     "chat": ("k2core.cli.chat:chat", "Ask several questions in one run."),
     "resume": ("k2core.cli.resume:resume", "Go on with a run where it stopped."),
+    "replay": ("k2core.cli.replay:replay", "Generate a run again and compare every token."),
     "runs": ("k2core.cli.runs:runs", "List past runs and show what happened in them."),
     "tools": ("k2core.cli.tools:tools", "List, show, call and compare tools."),
     "verifiers": ("k2core.cli.verifiers:verifiers", "List what checks answers, compare two."),

@@ -6,11 +6,13 @@ from typing import Any
 import click
 
 from k2core.cli.app import App, Nouns
+from k2core.cli.fork import fork
 from k2core.cli.options import budget_options, store_option
 from k2core.cli.output import emit, json_option, print_table
+from k2core.cli.replay import replay
 from k2core.cli.resume import resume
 
-BETWEEN = ("model.switched", "swapped", "warning")  # what may follow upon a run's end: swaps, and refusals of some
+BETWEEN = ("model.switched", "swapped", "warning", "guard")  # what may follow upon a run's end: swaps, guards that failed
 
 
 @click.group(cls=Nouns)
@@ -47,10 +49,11 @@ def list_runs(app: App, limit: int, store: str | None, as_json: bool) -> None:
 @runs.command()
 @click.argument("run", default="last")
 @click.option("-R", "--no-reasoning", "no_reasoning", is_flag=True, help="Hide thinking.")
+@click.option("--memory", is_flag=True, help="Only what was kept, hidden, left out, rolled back and recalled.")
 @store_option
 @json_option
 @click.pass_obj
-def show(app: App, run: str, no_reasoning: bool, store: str | None, as_json: bool) -> None:
+def show(app: App, run: str, no_reasoning: bool, memory: bool, store: str | None, as_json: bool) -> None:
     """Everything that happened in RUN: its id, the beginning of one, or 'last'.
 
     The numbers in front are those of the journal's events; its hash chain is checked on the way.
@@ -63,6 +66,11 @@ def show(app: App, run: str, no_reasoning: bool, store: str | None, as_json: boo
     settings = app.settings(store=store)
     with Journal.open(settings["store"]) as journal:
         events = journal.events(run)
+    if memory:
+        from k2core.cli.remembered import show_memory
+
+        show_memory(events, as_json=as_json)
+        return
     if as_json:
         emit({"run": events[0].run, "events": [stored.to_json() for stored in events]})
         return
@@ -179,15 +187,18 @@ def raise_budgets(app: App, /, run: str, store: str | None, as_json: bool, **bud
 @runs.command()
 @click.argument("run")
 @click.argument("call", type=click.IntRange(min=0))
-@click.argument("decision", type=click.Choice(["happened", "redo", "abandon"]))
+@click.argument("decision", type=click.Choice(["approve", "deny", "happened", "redo", "abandon"]))
+@click.option("--reason", metavar="TEXT", default="", help="Why, for 'approve' and 'deny'; the model is told why not.")
 @click.option("--result", metavar="TEXT", default="", help="What came back from the call, for 'happened'.")
 @store_option
 @json_option
 @click.pass_obj
-def decide(app: App, run: str, call: int, decision: str, result: str, store: str | None, as_json: bool) -> None:
-    """Say what becomes of CALL of RUN, which has no result and may have taken effect.
+def decide(app: App, run: str, call: int, decision: str, reason: str, result: str, store: str | None, as_json: bool) -> None:
+    """Say what becomes of CALL of RUN, which waits for your approval, or has no result and may have taken effect.
 
     \b
+    approve    it is made, once, with the arguments that were shown
+    deny       it is not made, and the model is told so, with the --reason
     happened   it took effect: it is not made again, and the model is told the --result
     redo       it took no effect: it is made again
     abandon    it is not made again, and the model is told so
@@ -200,10 +211,16 @@ def decide(app: App, run: str, call: int, decision: str, result: str, store: str
     from k2core.agent.journal import Journal
     from k2core.cli.asking import resume_command
     from k2core.cli.output import print_text
+    from k2core.errors import InputError
 
+    approval = decision in ("approve", "deny")
+    if reason and not approval:
+        raise InputError(f"cannot decide '{decision}' with a reason: only approve and deny have one")
+    if result and approval:
+        raise InputError(f"cannot decide '{decision}' with a result: only a call that happened has one")
     value = app.settings(store=store).values["store"]
     with Journal.open(value.value) as journal:
-        stored = asyncio.run(decided(journal, run, call, decision, text=result))  # type: ignore[arg-type]  # a choice of click's
+        stored = asyncio.run(decided(journal, run, call, decision, text=reason or result))  # type: ignore[arg-type]  # a choice of click's
     if as_json:
         emit(stored.to_json())
         return
@@ -211,3 +228,5 @@ def decide(app: App, run: str, call: int, decision: str, result: str, store: str
 
 
 runs.add_command(resume)
+runs.add_command(fork)
+runs.add_command(replay)

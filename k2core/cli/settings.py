@@ -29,7 +29,7 @@ class Key:
         default: used when nobody says otherwise.
         least: the smallest number that is legal.
         most: the largest number that is legal.
-        choices: the only texts that are legal; empty for any.
+        choices: the only texts, or names in a list, that are legal; empty for any.
         flag: on the command line; empty where there is none.
     """
 
@@ -76,6 +76,14 @@ KEYS: tuple[Key, ...] = (
         choices=("strong", "wasm", "reduced"),
         help="isolation of code that is accepted",
     ),
+    Key(
+        name="approve",
+        kind="list of names",
+        default=(),
+        choices=("pure", "read", "idempotent", "reversible", "external", "all", "none"),
+        help="effects of tools whose calls a person approves",
+    ),
+    Key(name="trust", kind="yes or no", default=False, help="calls need no approval for untrusted content before them"),
     Key(name="store", kind="path", help="file that keeps the runs; in the user's data folder unless given"),
     Key(name="seed", kind="whole number", default=0, least=0, help="of the sampler"),
     Key(name="temperature", kind="number", least=0, help="0 is greedy; the model's recommendation unless given"),
@@ -90,6 +98,7 @@ KEYS: tuple[Key, ...] = (
         help="calls are valid by construction: tokens that would break one cannot be drawn",
     ),
     Key(name="drafts", kind="whole number", default=8, least=0, help="tokens guessed ahead per step; never changes an answer"),
+    Key(name="memory", kind="text", help="what makes room in the model's context; what the model expects unless given"),
     Key(name="cache_mb", kind="whole number", least=1, help="limit of the model's cache memory in MB"),
     Key(
         name="effort",
@@ -253,8 +262,9 @@ def _checked(key: Key, value: Any, origin: str) -> Any:
     }[key.kind]
     if not fits:
         raise ConfigError(f"{origin} is {value!r}, expected a {key.kind}".replace("a yes or no", "yes or no (true or false)"))
-    if key.choices and value not in key.choices:
-        raise ConfigError(f"{origin}: {UnknownName(key.name.replace('_', ' '), value, key.choices)}")
+    for one in value if key.kind == "list of names" else (value,):
+        if key.choices and one not in key.choices:
+            raise ConfigError(f"{origin}: {UnknownName(key.name.replace('_', ' '), one, key.choices)}")
     if is_number and not (key.least or 0) <= value <= (float("inf") if key.most is None else key.most):  # NaN fails too
         bounds = f"at least {key.least or 0:g}" if key.most is None else f"{key.least or 0:g} to {key.most:g}"
         raise ConfigError(f"{origin} is {value}, expected {bounds}")

@@ -105,12 +105,15 @@ def show(app: App, name: str, docs: str | None, workspace: str | None, sandbox: 
         "effect": one.effect,
         "timeout_s": one.timeout_s,
         "control": one.control,
+        "untrusted": one.untrusted,
+        "confined": one.confined,
         "declaration": one.declaration(),
     }
     if as_json:
         emit(shown)
         return
-    print_text(f"{one.name} (plugin {plugin}; effect {one.effect}; at most {one.timeout_s:g} s)\n{one.description}")
+    more = "".join(f"; {name}" for name, holds in (("untrusted", one.untrusted), ("confined", one.confined)) if holds)
+    print_text(f"{one.name} (plugin {plugin}; effect {one.effect}{more}; at most {one.timeout_s:g} s)\n{one.description}")
     print_text(to_json(one.parameters, indent=2))
 
 

@@ -11,6 +11,7 @@ compiles grammars, so that a long one keeps nobody waiting. Event loops only tak
     grammar     which tokens are allowed
     drafts      guesses that let one forward compute several tokens
     sampler     logits to a token
+    following   a turn once more, along the tokens that it had
 """
 
 import asyncio
@@ -20,7 +21,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from attrs import field, frozen
 
 from k2core.engine.drafts import Drafter, Followers
 from k2core.engine.fingerprint import fingerprint
+from k2core.engine.following import Followed, Following
 from k2core.engine.grammar import Constraint, Masks
 from k2core.engine.memory import MemoryPlan
 from k2core.engine.options import MOST_DRAFTS, checked, sampler_of, whole
@@ -176,7 +178,7 @@ class EngineModel:
     def _model(self) -> LoadedModel:
         return self._scheduler.model
 
-    async def generate(
+    def generate(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], options: GenerateOptions
     ) -> AsyncIterator[Delta | TurnEnd]:
         """Stream one turn; see `ChatModel.generate`. Text deltas that wait together come as one.
@@ -190,12 +192,49 @@ class EngineModel:
             CapacityError: the prompt does not fit into the context; says both sizes.
             K2Error: the model failed, or the engine is closed.
         """
+        return self._parts(messages, tools, options)
+
+    async def follow(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        options: GenerateOptions,
+        token_ids: Sequence[int],
+    ) -> Followed:
+        """Generate a turn that was generated before, and see which of its tokens are chosen again.
+
+        Everything is as in `generate`, but where another token is chosen, the turn goes on with the one that it had.
+
+        Args:
+            messages, tools, options: as it was asked for.
+            token_ids: of the turn, at least one.
+
+        Raises:
+            InputError: there are no tokens to follow; or as of `generate`.
+            FormatError, CapacityError, K2Error: as of `generate`.
+        """
+        if not token_ids:
+            raise InputError(f"cannot follow a turn of model '{self.name}' that has no tokens")
+        following = Following(token_ids)
+        async with contextlib.aclosing(self._parts(messages, tools, options, following)) as parts:
+            ends = [part async for part in parts if isinstance(part, TurnEnd)]
+        return following.ended(ends[-1].usage)
+
+    async def _parts(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        options: GenerateOptions,
+        following: Following | None = None,
+    ) -> AsyncGenerator[Delta | TurnEnd, None]:
+        """Parts of one turn; closing them early cancels it."""
         request = Request(
             messages=tuple(messages),
             tools=tuple(tools),
             options=options,
             sampler=sampler_of(options),
             loop=asyncio.get_running_loop(),
+            following=following,
         )
         self._submit(request)
         try:
@@ -427,6 +466,7 @@ class EngineModel:
             ended=lambda end: self._ended(request, calls, end),
             is_cancelled=lambda: request.cancelled or self._closed,
             asked=request.asked,
+            following=request.following,
         )
 
     def _grammar(self, request: Request, calls: int) -> "Future[Constraint] | None":

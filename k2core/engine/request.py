@@ -9,6 +9,7 @@ from typing import Any
 
 from attrs import define, field
 
+from k2core.engine.following import Following
 from k2core.engine.sampler import Sampler
 from k2core.interfaces import GenerateOptions
 from k2core.messages import Delta, Message, TurnEnd, joined
@@ -28,6 +29,7 @@ class Request:
         loop: where the parts are waited for.
         ready: set, on the loop, when parts have come.
         parts: the last is a `TurnEnd` or what went wrong.
+        following: see `Turn`.
         cancelled: nobody waits any more.
         asked: `time.perf_counter` when it was asked for.
     """
@@ -37,6 +39,7 @@ class Request:
     options: GenerateOptions
     sampler: Sampler
     loop: asyncio.AbstractEventLoop
+    following: Following | None = None
     ready: asyncio.Event = field(factory=asyncio.Event)
     parts: "collections.deque[Delta | TurnEnd | BaseException]" = field(factory=collections.deque)
     cancelled: bool = False

@@ -8,6 +8,7 @@ import numpy as np
 from attrs import define, field
 
 from k2core.engine.drafts import Drafter
+from k2core.engine.following import Following
 from k2core.engine.grammar import Constraint
 from k2core.engine.prefix import LiveSequence
 from k2core.engine.sampler import Sampler
@@ -34,6 +35,7 @@ class Turn:
         ended: told of its end, or of what went wrong.
         is_cancelled: asked before each step.
         asked: when the turn was asked for (`time.perf_counter`).
+        following: tokens that it goes along whatever the model would choose; None for a turn that is the model's own.
         sequence: in the model's cache, once the turn has its place.
         finish: why it ended, None while it runs.
         computed: tokens that went through the model for it.
@@ -52,6 +54,7 @@ class Turn:
     ended: Callable[[TurnEnd | BaseException], None]
     is_cancelled: Callable[[], bool]
     asked: float
+    following: Following | None = None
     sequence: LiveSequence | None = None
     finish: FinishReason | None = None
     computed: int = 0
@@ -63,6 +66,7 @@ class Turn:
     _first: float | None = field(default=None, init=False)
     _thinking: int = field(default=0, init=False)
     _pending: int = field(default=0, init=False)
+    _is_over: bool = field(default=False, init=False)  # there is nothing left to follow
     _is_open: bool = field(default=False, init=False)  # some text was seen: before it, no delta means an opening marker
 
     def begin(self, sequence: LiveSequence) -> None:
@@ -125,7 +129,7 @@ class Turn:
             self._constraint = self.grammar.result()
         right = 0
         for row in rows:
-            token = self._choose(row)
+            token = self._led(self._choose(row), row)
             self._add(token)
             if right == len(guess) or token != guess[right]:
                 break
@@ -177,6 +181,18 @@ class Turn:
             return token  # the largest of all is the largest of those allowed
         return self.sampler.sample(np.where(constraint.mask(len(logits)), logits, -np.inf), position)
 
+    def _led(self, chosen: int, logits: Array) -> int:
+        """The token to go on with: the one that the turn follows, where it follows any."""
+        if self.following is None:
+            return chosen
+        token = self.following.see(chosen, logits)
+        if token is None:
+            self._is_over = True
+            return chosen
+        if token != chosen and self._constraint is not None and not self._constraint.allows(token):
+            self._constraint = self.grammar = None  # it has left the grammar, which cannot be gone along any more
+        return token
+
     def _add(self, token: int) -> None:
         """Append a token and see whether it ends the turn.
 
@@ -201,5 +217,5 @@ class Turn:
         limit = self.options.max_reasoning_tokens
         if token in self.stop_ids or self.parser.done:
             self.finish = "stop"
-        elif len(self._generated) >= self.most or (limit is not None and self._thinking > limit):
+        elif self._is_over or len(self._generated) >= self.most or (limit is not None and self._thinking > limit):
             self.finish = "length"

@@ -14,7 +14,10 @@ In the order of a run, where swap is model.switched, swapped, or a warning of a 
     budget? warning* swap* answer run.ended swap*
 
 A run may stop anywhere. It goes on with run.resumed; a call whose result is missing then gets one, after tool.again, or after
-decision.needed run.ended call.decided run.resumed.
+decision.needed run.ended call.decided run.resumed. A call that needs approval is decision.needed (run.ended) call.decided
+(run.resumed) tool.begun tool.result; what guards did stands before what follows from it, as events of the kind guard. A fork
+begins with as many events of another run as its run.forked says. Before a turn, room may be made in the model's context: hidden
+or left-out, behind a warning where a memory failed. What a call of recall is given stands behind its recalled.
 """
 
 from collections.abc import Mapping
@@ -25,8 +28,19 @@ from attrs import frozen
 from k2core.errors import FormatError
 from k2core.events.answers import AnswerGiven, AnswerStatus, BudgetReached, ClaimEvidence, Known, Partial, VerdictGiven
 from k2core.events.base import EVENT_FORMAT, Journalled
-from k2core.events.calls import Artefact, CallDecided, Decision, DecisionNeeded, ToolAgain, ToolIntent, ToolReturned
-from k2core.events.memory import NoteKept, ResultsHidden, Stalled, StepsLeftOut
+from k2core.events.calls import (
+    About,
+    Artefact,
+    CallDecided,
+    Decision,
+    DecisionNeeded,
+    ToolAgain,
+    ToolBegun,
+    ToolIntent,
+    ToolReturned,
+)
+from k2core.events.guards import GuardActed
+from k2core.events.memory import NoteKept, Recalled, ResultsHidden, Stalled, StepsLeftOut
 from k2core.events.paths import PathChosen, PathEnded, PathStarted
 from k2core.events.planning import HypothesisStated, HypothesisStatus, PlanMade, PlanStep, StepStatus
 from k2core.events.run import (
@@ -35,6 +49,7 @@ from k2core.events.run import (
     ModelSwitched,
     Part,
     RunEnded,
+    RunForked,
     RunResumed,
     RunStarted,
     Swapped,
@@ -44,12 +59,12 @@ from k2core.events.run import (
 from k2core.messages import Delta
 
 __all__ = [
-    "EVENT_FORMAT", "KINDS", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "CallDecided", "ClaimEvidence",
-    "Decision", "DecisionNeeded", "Event", "HypothesisStated", "HypothesisStatus", "Journalled", "Known", "LimitsChanged",
-    "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part", "Partial", "PathChosen", "PathEnded", "PathStarted",
-    "PlanMade", "PlanStep", "ResultsHidden", "RunEnded", "RunResumed", "RunStarted", "Stalled", "StatusLine", "StepStatus",
-    "StepsLeftOut", "Stored", "Swapped", "ToolAgain", "ToolIntent", "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven",
-    "Warned", "event_from_json",
+    "EVENT_FORMAT", "KINDS", "About", "AnswerGiven", "AnswerStatus", "Artefact", "BudgetReached", "CallDecided",
+    "ClaimEvidence", "Decision", "DecisionNeeded", "Event", "GuardActed", "HypothesisStated", "HypothesisStatus", "Journalled",
+    "Known", "LimitsChanged", "Live", "MessageAdded", "ModelSwitched", "NoteKept", "Part", "Partial", "PathChosen", "PathEnded",
+    "PathStarted", "PlanMade", "PlanStep", "Recalled", "ResultsHidden", "RunEnded", "RunForked", "RunResumed", "RunStarted",
+    "Stalled", "StatusLine", "StepStatus", "StepsLeftOut", "Stored", "Swapped", "ToolAgain", "ToolBegun", "ToolIntent",
+    "ToolReturned", "TurnEnded", "UnknownEvent", "VerdictGiven", "Warned", "event_from_json",
 ]  # fmt: skip
 
 
@@ -79,13 +94,17 @@ Event = (
     | ToolIntent
     | ToolReturned
     | ToolAgain
+    | ToolBegun
     | DecisionNeeded
     | CallDecided
+    | GuardActed
     | RunResumed
+    | RunForked
     | LimitsChanged
     | NoteKept
     | ResultsHidden
     | StepsLeftOut
+    | Recalled
     | PathStarted
     | PathEnded
     | PathChosen

@@ -8,7 +8,8 @@ from attrs import field, frozen
 from k2core.calls import Effect
 from k2core.events.base import Journalled
 
-Decision = Literal["happened", "redo", "abandon"]
+Decision = Literal["happened", "redo", "abandon", "approve", "deny"]
+About = Literal["call", "step", "model", "answer"]
 
 
 @frozen(kw_only=True)
@@ -55,6 +56,23 @@ class ToolReturned(Journalled):
     truncated: bool = False
     files: tuple[Artefact, ...] = ()
     details: Mapping[str, Any] = field(factory=dict)
+    untrusted: bool = False
+
+
+@frozen(kw_only=True)
+class ToolBegun(Journalled):
+    """A call that waited for approval, and got it, is about to be made; durable before the tool runs.
+
+    The approval is used up with it: where no result follows, it covers nothing any more.
+
+    Attributes:
+        index: of the call, as in its `ToolIntent`.
+        attempt: 1 unless it was begun before.
+    """
+
+    kind: ClassVar[str] = "tool.begun"
+    index: int
+    attempt: int = 1
 
 
 @frozen(kw_only=True)
@@ -78,15 +96,22 @@ class DecisionNeeded(Journalled):
     """A call cannot go on unless a person decides; the run waits, however long.
 
     Attributes:
-        index: of the call, as in its `ToolIntent`.
-        options: decisions that make sense.
+        index: of the call, as in its `ToolIntent`; where it is about no call, the number that the next call will have.
+        options: decisions that make sense: ``approve`` and ``deny`` before something is done, the others where a call may have
+            taken effect.
         why: what is known.
+        about: what is to be decided about; anything but ``call`` only where a guard asks.
+        arguments: of a call that is to be approved, JSON text: what it is made with, and nothing else.
+        attempt: of a call that is to be approved, 1 unless it was begun before.
     """
 
     kind: ClassVar[str] = "decision.needed"
     index: int
     options: tuple[Decision, ...]
     why: str
+    about: About = "call"
+    arguments: str = ""
+    attempt: int = 1
 
 
 @frozen(kw_only=True)
@@ -94,11 +119,11 @@ class CallDecided(Journalled):
     """What becomes of a call was decided.
 
     Attributes:
-        index: of the call, as in its `ToolIntent`.
-        decision: ``happened`` (it took effect; it is not made again), ``redo`` (it did not; it is made again) or ``abandon``
-            (it is not made again, and the model is told so).
+        index: of the call, as in its `DecisionNeeded`.
+        decision: ``happened`` (it took effect; it is not made again), ``redo`` (it did not; it is made again), ``abandon``
+            (it is not made again, and the model is told so), ``approve`` (it is made, once) or ``deny`` (it is not made).
         by: ``user``, or ``tool``: its own look at what happened.
-        text: for ``happened``, what the model is told came back.
+        text: for ``happened``, what the model is told came back; for ``approve`` and ``deny`` the reason, where one was given.
     """
 
     kind: ClassVar[str] = "call.decided"

@@ -2,9 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 from k2core.events.base import Journalled
+from k2core.messages import Usage
 
 
 @frozen(kw_only=True)
@@ -21,10 +22,18 @@ class ResultsHidden(Journalled):
 
     Attributes:
         calls: numbers of the calls, counted over the whole conversation (a model may repeat an id).
+        by: the memory that said so; empty in runs from before there were any.
+        text: what stands for all that is hidden or left out by now; None leaves what stood for it before.
+        pinned: lines that stay before the model's eyes from here on.
+        usage: of what the memory asked the model.
     """
 
     kind: ClassVar[str] = "hidden"
     calls: tuple[int, ...]
+    by: str = ""
+    text: str | None = None
+    pinned: tuple[str, ...] = ()
+    usage: Usage = field(factory=Usage)
 
 
 @frozen(kw_only=True)
@@ -33,10 +42,35 @@ class StepsLeftOut(Journalled):
 
     Attributes:
         through: number of the last call that is left out, counted over the whole conversation; all earlier ones are too.
+        hidden: numbers of later calls whose results are hidden from here on.
+        by, text, pinned, usage: as of `ResultsHidden`.
     """
 
     kind: ClassVar[str] = "left-out"
     through: int
+    hidden: tuple[int, ...] = ()
+    by: str = ""
+    text: str | None = None
+    pinned: tuple[str, ...] = ()
+    usage: Usage = field(factory=Usage)
+
+
+@frozen(kw_only=True)
+class Recalled(Journalled):
+    """The model asked for the result of an earlier call.
+
+    Attributes:
+        call: number of that call.
+        index: number of the call that asks.
+        event: number of the event with the result.
+        characters: of what it is given.
+    """
+
+    kind: ClassVar[str] = "recalled"
+    call: int
+    index: int
+    event: int
+    characters: int
 
 
 @frozen(kw_only=True)

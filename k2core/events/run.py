@@ -121,6 +121,7 @@ class TurnEnded(Journalled):
         token_ids: the ids it generated, end marker included; None for a model that does not tell.
         finish_reason: why it stopped.
         usage: what it cost.
+        options: how it was asked for, which `k2core.agent.asked` writes and reads; empty where it was interrupted.
     """
 
     kind: ClassVar[str] = "turn"
@@ -130,6 +131,7 @@ class TurnEnded(Journalled):
     token_ids: tuple[int, ...] | None = None
     finish_reason: FinishReason = "stop"
     usage: Usage = field(factory=Usage)
+    options: Mapping[str, Any] = field(factory=dict)
 
     def message(self) -> Message:
         """The assistant message of this turn."""
@@ -179,6 +181,27 @@ class RunResumed(Journalled):
     limits: Mapping[str, float | None] = field(factory=dict)
     without: int = 0
     versions: Mapping[str, str] = field(factory=dict)
+
+
+@frozen(kw_only=True)
+class RunForked(Journalled):
+    """All before this are the first events of another run; the work goes on from there on its own.
+
+    Attributes:
+        run: id of the other run, which stays as it is.
+        sequence: how many of its events these are.
+        hash: of the last of them, as it stands in the other run.
+        replaced: number of the call whose result was given by hand: the event between the copies and this one; None where
+            all are copies.
+        seed: of the sampler from here on; None where it stays the same.
+    """
+
+    kind: ClassVar[str] = "run.forked"
+    run: str
+    sequence: int
+    hash: str = ""
+    replaced: int | None = None
+    seed: int | None = None
 
 
 @frozen(kw_only=True)

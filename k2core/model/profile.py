@@ -1,8 +1,9 @@
 """What a checkpoint folder says of how its model wants to be used, in ``k2core.json`` beside ``config.json``.
 
 Keys, all optional but ``context``: ``context`` (tokens that the agent may fill), ``system`` (the system text it was trained
-with), ``temperature`` (the recommended one), ``description`` and ``controls`` (control tools it is told of beside `answer` and
-`note`; all unless given). A folder without the file is used as any model is.
+with), ``temperature`` (the recommended one), ``description``, ``controls`` (control tools it is told of beside `answer` and
+`note`; all unless given) and ``memory`` (what makes room in its context; ``rules`` unless given). A folder without the file is
+used as any model is.
 """
 
 from pathlib import Path
@@ -21,6 +22,7 @@ class _Profile(msgspec.Struct, forbid_unknown_fields=True):
     temperature: float = 1.0
     description: str = ""
     controls: tuple[str, ...] | None = None
+    memory: str | None = None
 
 
 def read_profile(folder: Path) -> ModelProfile | None:
@@ -45,5 +47,6 @@ def read_profile(folder: Path) -> ModelProfile | None:
 
 def write_profile(folder: Path, profile: ModelProfile) -> None:
     """Write *profile* into *folder*."""
-    made = _Profile(profile.context, profile.system, profile.temperature, profile.description, profile.controls)
+    values = {name: getattr(profile, name) for name in _Profile.__struct_fields__}
+    made = _Profile(**values)
     (folder / NAME).write_bytes(msgspec.json.format(msgspec.json.encode(made)) + b"\n")

@@ -16,6 +16,7 @@ PROFILE = ModelProfile(
     system="You are k2core nano. Think, call tools, check what comes back, answer with evidence.",
     temperature=0.0,
     controls=(),
+    memory="window",  # it was trained with steps left out, and without a word in their place
     description="embedded K2-architecture model: arithmetic and look-ups, with checks",
 )
 

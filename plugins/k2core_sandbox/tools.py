@@ -59,7 +59,7 @@ def make_write_file(context: ToolContext) -> Tool:
     workspace = _workspace(context)
     owner = None if os.geteuid() else USER
 
-    @tool(effect="idempotent", name="write_file")
+    @tool(effect="idempotent", name="write_file", confined=True)
     def write_file(path: str, content: str) -> str:
         """Write a file of the workspace, replacing it."""
         data = content.encode("utf-8", "replace")

@@ -124,7 +124,7 @@ def make_search(context: ToolContext) -> Tool:
         raise InputError(f"the documents folder '{context.documents}' does not exist; give one with --docs FOLDER")
     index = TantivyIndex(context.documents)
 
-    @tool(effect="read", timeout_s=60.0, name="search")
+    @tool(effect="read", timeout_s=60.0, name="search", untrusted=True)
     def search(query: str) -> str:
         """Find passages in the documents."""
         found = index.search(query)

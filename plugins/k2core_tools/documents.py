@@ -149,7 +149,7 @@ def make_search(context: ToolContext) -> Tool:
     index = DocumentIndex(_folder(context), context.data)
     context.closing.callback(index.close)
 
-    @tool(effect="read", timeout_s=60.0, name="search")
+    @tool(effect="read", timeout_s=60.0, name="search", untrusted=True)
     def search(query: str) -> str:
         """Find passages in the documents."""
         found = index.search(query)
@@ -169,7 +169,7 @@ def make_read(context: ToolContext) -> Tool:
     """
     folder = _folder(context)
 
-    @tool(effect="read", timeout_s=10.0, name="read")
+    @tool(effect="read", timeout_s=10.0, name="read", untrusted=True)
     def read(file: str, line: int) -> str:
         """Read a document from a line on."""
         try:

@@ -478,7 +478,7 @@ def test_general_options_work_in_both_places(place: str, k2: K2, tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("sede = 1", "no setting 'sede'. Known: backend, "),
+        ("sede = 1", "no setting 'sede'. Known: approve, backend, "),
         ("sede = 1", "Did you mean 'seed'?"),
         ('seed = "x"', "seed is 'x', expected a whole number"),
         ("seed = true", "seed is True, expected a whole number"),

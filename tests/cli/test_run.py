@@ -23,6 +23,7 @@ KEYS = {
     "reason",
     "claims",
     "calls",
+    "decisions",
     "partial",
     "paths",
     "verdict",
@@ -211,7 +212,7 @@ def test_only_chosen_tools_are_declared(k2: K2) -> None:
     run = k2("run", "-m", "words", "-T", "loud", "-T", "blob", "--json", "q").json()["run"]
     started = k2("runs", "show", run, "--json").json()["events"][0]
 
-    assert started["tools"] == ["answer", "blob", "hypothesis", "loud", "note", "plan"]
+    assert started["tools"] == ["answer", "blob", "hypothesis", "loud", "note", "plan", "recall"]
 
 
 def test_a_journal_of_a_newer_version_is_one_line(k2: K2, tmp_path: Path) -> None:

@@ -44,6 +44,7 @@ def _tuples(strategy: st.SearchStrategy) -> st.SearchStrategy:
     return st.lists(strategy, max_size=3).map(tuple)
 
 
+rooms = {"by": words, "text": st.none() | words, "pinned": _tuples(words), "usage": usages}  # what made room in a context
 by_kind = {
     "run.started": st.builds(
         events.RunStarted,
@@ -84,6 +85,7 @@ by_kind = {
         token_ids=ids,
         finish_reason=st.sampled_from(["stop", "tool_calls", "length", "cancelled"]),
         usage=usages,
+        options=st.dictionaries(words, json_values, max_size=3),
     ),
     "tool.intent": st.builds(events.ToolIntent, call_id=words, index=counts, name=words, arguments=words, effect=effects),
     "tool.result": st.builds(
@@ -96,15 +98,33 @@ by_kind = {
         duration_ms=numbers,
         full_bytes=counts,
         truncated=st.booleans(),
+        untrusted=st.booleans(),
+    ),
+    "tool.begun": st.builds(events.ToolBegun, index=counts, attempt=counts),
+    "guard": st.builds(
+        events.GuardActed,
+        guard=words,
+        hook=words,
+        action=st.sampled_from(["refused", "asked", "changed", "failed"]),
+        why=words,
+        index=st.none() | counts,
+        before=words,
+        after=words,
     ),
     "tool.again": st.builds(events.ToolAgain, index=counts, attempt=counts, why=words),
     "decision.needed": st.builds(
-        events.DecisionNeeded, index=counts, options=_tuples(st.sampled_from(["happened", "redo", "abandon"])), why=words
+        events.DecisionNeeded,
+        index=counts,
+        options=_tuples(st.sampled_from(["happened", "redo", "abandon", "approve", "deny"])),
+        why=words,
+        about=st.sampled_from(["call", "step", "model", "answer"]),
+        arguments=words,
+        attempt=counts,
     ),
     "call.decided": st.builds(
         events.CallDecided,
         index=counts,
-        decision=st.sampled_from(["happened", "redo", "abandon"]),
+        decision=st.sampled_from(["happened", "redo", "abandon", "approve", "deny"]),
         by=st.sampled_from(["user", "tool"]),
         text=words,
     ),
@@ -163,6 +183,14 @@ by_kind = {
         limits=st.dictionaries(words, st.none() | numbers, max_size=3),
         versions=st.dictionaries(words, words, max_size=3),
     ),
+    "run.forked": st.builds(
+        events.RunForked,
+        run=words,
+        sequence=counts,
+        hash=words,
+        replaced=st.none() | counts,
+        seed=st.none() | st.integers(0, 2**63),
+    ),
     "note": st.builds(events.NoteKept, text=words),
     "verdict": st.builds(events.VerdictGiven, attempt=counts, accepted=st.booleans(), findings=_tuples(findings)),
     "budget": st.builds(events.BudgetReached, which=words, limit=numbers, used=numbers),
@@ -176,8 +204,9 @@ by_kind = {
         evidence=_tuples(evidence),
     ),
     "run.ended": st.builds(events.RunEnded, status=words, seconds=numbers, tokens=counts, calls=counts),
-    "hidden": st.builds(events.ResultsHidden, calls=_tuples(st.integers(0, 300))),
-    "left-out": st.builds(events.StepsLeftOut, through=st.integers(0, 300)),
+    "hidden": st.builds(events.ResultsHidden, calls=_tuples(st.integers(0, 300)), **rooms),
+    "left-out": st.builds(events.StepsLeftOut, through=st.integers(0, 300), hidden=_tuples(st.integers(0, 300)), **rooms),
+    "recalled": st.builds(events.Recalled, call=counts, index=counts, event=counts, characters=counts),
 }
 unknown = st.builds(
     lambda kind, body: events.UnknownEvent(kind=f"x.{kind}", body={**body, "kind": f"x.{kind}", "v": 1}),
